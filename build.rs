@@ -1,0 +1,58 @@
+//! Picks the flavor and, for the freestanding one, tells the linker how to make its file.
+
+use std::path::{Path, PathBuf};
+use std::{env, fs, io};
+
+fn main() -> io::Result<()> {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/sys/freestanding");
+    println!("cargo::rustc-check-cfg=cfg(flavor, values(\"freestanding\", \"hosted\", \"none\"))");
+
+    let freestanding = Path::new(&variable("CARGO_MANIFEST_DIR")).join("src/sys/freestanding");
+    let arch = variable("CARGO_CFG_TARGET_ARCH");
+
+    let flavor = if env::var_os("CARGO_FEATURE_HOSTED").is_some() {
+        if env::var_os("CARGO_CFG_UNIX").is_some() { "hosted" } else { "none" }
+    } else if variable("CARGO_CFG_TARGET_OS") == "linux"
+        && freestanding.join(arch).with_extension("rs").exists()
+    {
+        link(&freestanding.join("pause.ld"))?;
+        "freestanding"
+    } else {
+        "none"
+    };
+    println!("cargo::rustc-cfg=flavor=\"{flavor}\"");
+    Ok(())
+}
+
+/// Hands the linker script and its options to the linker of the binary alone. (RUSTFLAGS would
+/// reach build scripts too.)
+fn link(script: &Path) -> io::Result<()> {
+    // A compiler driver or, for other architectures, the linker itself: they spell options apart.
+    let linker = PathBuf::from(env::var_os("RUSTC_LINKER").unwrap_or_default());
+    let bare = linker.file_stem().is_some_and(|stem| stem.as_encoded_bytes().ends_with(b"ld"));
+    let prefix = if bare { "" } else { "-Wl," };
+    if !bare {
+        println!("cargo::rustc-link-arg-bins=-nostartfiles");
+    }
+    let script = format!("--script={}", script.display());
+    for option in [&script, "--no-dynamic-linker", "--build-id=none", "--no-eh-frame-hdr"] {
+        println!("cargo::rustc-link-arg-bins={prefix}{option}");
+    }
+    // Linkers that cannot leave out the section headers (GNU ld before 2.41) warn and go on.
+    println!("cargo::rustc-link-arg-bins=-znosectionheader");
+
+    // The crate `libc`, of which only the numbers are wanted, names these to the linker. Empty ones
+    // serve, and make sure of it: a function of a C library is then an undefined symbol.
+    let empty = PathBuf::from(variable("OUT_DIR"));
+    for library in ["c", "m", "rt", "pthread"] {
+        fs::write(empty.join(format!("lib{library}.a")), "!<arch>\n")?;
+    }
+    println!("cargo::rustc-link-search=native={}", empty.display());
+    Ok(())
+}
+
+/// A variable that cargo sets for build scripts.
+fn variable(name: &str) -> String {
+    env::var(name).unwrap_or_else(|error| panic!("cargo did not set {name}: {error}"))
+}

@@ -1,0 +1,230 @@
+//! The operations as plain system calls.
+//!
+//! What an architecture does its own way (the entry, the call itself, a few numbers and layouts)
+//! is in its file beside this one; everything else is here, once.
+
+#[cfg_attr(target_arch = "aarch64", path = "aarch64.rs")]
+#[cfg_attr(target_arch = "x86_64", path = "x86_64.rs")]
+mod arch;
+
+use super::{DESCRIPTORS, Refused};
+use core::ffi::{CStr, c_int, c_long, c_ulong};
+use core::marker::PhantomData;
+use core::mem::MaybeUninit;
+use core::panic::PanicInfo;
+
+/// Where the program begins: `_start` hands over the stack pointer as the kernel set it.
+///
+/// # Safety
+///
+/// `stack` points to what execve(2) left there: argc, then that many pointers to strings that end
+/// in NUL and live as long as the process, then a null pointer.
+unsafe extern "C" fn start(stack: *const usize) -> ! {
+    // SAFETY: the caller's promise covers argc, and with argc over 1 also argv[1] and its string.
+    let argument = unsafe {
+        if stack.read() > 1 { Some(bytes(stack.add(2).cast::<*const u8>().read())) } else { None }
+    };
+    crate::live(argument)
+}
+
+/// The bytes of a C string, without its NUL.
+///
+/// # Safety
+///
+/// `string` points to bytes that end in NUL and are neither changed nor freed any more.
+unsafe fn bytes(string: *const u8) -> &'static [u8] {
+    let mut length = 0;
+    // SAFETY: no read passes the NUL, and the slice ends before it.
+    unsafe {
+        // Volatile, or LLVM sees strlen in this loop and calls it.
+        while string.add(length).read_volatile() != 0 {
+            length += 1;
+        }
+        core::slice::from_raw_parts(string, length)
+    }
+}
+
+/// Nothing here panics, and nothing can begin to: a panic names its place in the source by a
+/// pointer, pointers need relocations, and the linker script refuses those.
+#[panic_handler]
+fn panic(_: &PanicInfo) -> ! {
+    exit(1)
+}
+
+/// Calls the kernel: syscall(2). What it returns from -4095 to -1 is an errno, see intro(2).
+///
+/// Inlined, so that each call is no more than its registers and one instruction; those that a call
+/// does not take keep whatever is in them.
+///
+/// # Safety
+///
+/// The arguments are right for the call, pointers included.
+#[inline(always)]
+unsafe fn syscall<const N: usize>(number: c_long, arguments: [usize; N]) -> Result<usize, Refused> {
+    let register = |index| match arguments.get(index) {
+        Some(&argument) => MaybeUninit::new(argument),
+        None => MaybeUninit::uninit(),
+    };
+    // SAFETY: the caller's promise.
+    let result =
+        unsafe { arch::syscall(number, [register(0), register(1), register(2), register(3)]) };
+    if result < 0 { Err(Refused) } else { Ok(result as usize) }
+}
+
+/// What `std::io::IoSlice` is, and core has not: bytes to write, in the layout of `struct iovec`.
+#[repr(transparent)]
+pub struct IoSlice<'a>(libc::iovec, PhantomData<&'a [u8]>);
+
+impl<'a> IoSlice<'a> {
+    /// Wraps `bytes`.
+    pub fn new(bytes: &'a [u8]) -> Self {
+        let iov_base = bytes.as_ptr().cast_mut().cast();
+        Self(libc::iovec { iov_base, iov_len: bytes.len() }, PhantomData)
+    }
+}
+
+/// Writes the parts to descriptor `fd` as one message: writev(2).
+///
+/// Every error of write(2) can come (EBADF: closed, EPIPE: nobody reads, ENOSPC: full, EAGAIN, EIO).
+/// On stdout the program reports it and fails; on stderr it goes on.
+pub fn write(fd: c_int, parts: &[IoSlice]) -> Result<usize, Refused> {
+    // SAFETY: `parts` are iovecs over live slices, and the kernel only reads them.
+    unsafe { syscall(libc::SYS_writev, [fd as usize, parts.as_ptr() as usize, parts.len()]) }
+}
+
+/// Ends the process with `code`: exit_group(2), which has no errors and does not return.
+pub fn exit(code: c_int) -> ! {
+    loop {
+        // SAFETY: nothing is left that could need a cleanup.
+        let _ = unsafe { syscall(libc::SYS_exit_group, [code as usize]) };
+    }
+}
+
+/// The kernel's own `struct sigaction`, which is not libc's.
+#[repr(C)]
+struct Action {
+    handler: usize,
+    flags: c_ulong,
+    restorer: arch::Restorer,
+    mask: SignalSet,
+}
+
+/// The kernel's `sigset_t`: 64 signals in words, on every architecture here.
+type SignalSet = [usize; 8 / size_of::<usize>()];
+
+/// Sets the disposition of `signal`: rt_sigaction(2), see sigaction(2).
+///
+/// Errors: EINVAL (no such signal), EFAULT; with these arguments only a seccomp filter's. What the
+/// program does is up to the caller.
+fn set_action(signal: c_int, handler: usize, flags: c_int) -> Result<(), Refused> {
+    let action = Action {
+        handler,
+        flags: flags as c_ulong | arch::SA_RESTORER,
+        restorer: Default::default(),
+        // The last word is one line: SIGINT waits while SIGTERM is being served.
+        mask: [usize::MAX; 8 / size_of::<usize>()],
+    };
+    let arguments = [signal as usize, &raw const action as usize, 0, size_of::<SignalSet>()];
+    // SAFETY: `action` is what the kernel expects, and handlers come from [`handle`] alone.
+    unsafe { syscall(libc::SYS_rt_sigaction, arguments) }.map(drop)
+}
+
+/// Runs `handler` when `signal` comes: sigaction(2). An error is fatal.
+///
+/// The handler must end the process: there is nothing for it to return to, see
+/// `SA_RESTORER` in the architecture's file.
+pub fn handle(signal: c_int, handler: extern "C" fn(c_int) -> !) -> Result<(), Refused> {
+    set_action(signal, handler as usize, 0)
+}
+
+/// Makes a write without a reader fail with EPIPE instead of killing: SIGPIPE in signal(7). An
+/// error is passed over; PID 1 is safe from the signal anyway.
+pub fn ignore_sigpipe() {
+    let _ = set_action(libc::SIGPIPE, libc::SIG_IGN, 0);
+}
+
+/// Lets the kernel reap each child at the moment it exits, the adopted ones too: SIG_IGN and
+/// SA_NOCLDWAIT in sigaction(2), `do_notify_parent` in the kernel's signal.c. An error is fatal.
+pub fn ignore_sigchld() -> Result<(), Refused> {
+    set_action(libc::SIGCHLD, libc::SIG_IGN, libc::SA_NOCLDWAIT)
+}
+
+/// Unblocks every signal: rt_sigprocmask(2), see sigprocmask(2).
+///
+/// Errors: EINVAL, EFAULT; with these arguments only a seccomp filter's, and passed over: as a rule
+/// nothing was blocked.
+pub fn unblock_signals() {
+    let none: SignalSet = [0; 8 / size_of::<usize>()];
+    let how = libc::SIG_SETMASK as usize;
+    let arguments = [how, &raw const none as usize, 0, size_of::<SignalSet>()];
+    // SAFETY: `none` is a signal set that the kernel only reads.
+    let _ = unsafe { syscall(libc::SYS_rt_sigprocmask, arguments) };
+}
+
+/// Collects one zombie, if there is one: wait4(2), with `__WALL` whatever signal it died with.
+///
+/// Errors: ECHILD (there is no child at all); like 0 (none is dead) it means that none is left.
+pub fn reap() -> bool {
+    let options = libc::WNOHANG | libc::__WALL;
+    // SAFETY: the status and resource pointers are null, so nothing is written.
+    let reaped = unsafe { syscall(libc::SYS_wait4, [usize::MAX, 0, options as usize, 0]) };
+    matches!(reaped, Ok(1..))
+}
+
+/// Closes /proc/self to processes of the same user: ptrace, fd, root, mem; PR_SET_DUMPABLE(2const)
+/// in prctl(2).
+///
+/// Errors: EINVAL (never for 0); a seccomp filter's. Passed over: the door stays as it was.
+pub fn forbid_dump() {
+    // SAFETY: a flag of this process, no pointers.
+    let _ = unsafe { syscall(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 0]) };
+}
+
+/// Closes every descriptor from `first` up: close_range(2).
+///
+/// Errors: ENOSYS (Linux before 5.9) and EPERM (an old engine's seccomp filter): close(2) for one
+/// after the other, as far as the default limit goes. That one's EBADF says that it was closed.
+pub fn close_from(first: c_int) {
+    // SAFETY: the program keeps no descriptor but the three standard ones.
+    if unsafe { syscall(libc::SYS_close_range, [first as usize, c_int::MAX as usize, 0]) }.is_err()
+    {
+        for fd in first..DESCRIPTORS {
+            // SAFETY: as above.
+            let _ = unsafe { syscall(libc::SYS_close, [fd as usize]) };
+        }
+    }
+}
+
+/// Moves to `/`: chdir(2).
+///
+/// Errors: EACCES (no search permission on the root) and those of a broken root. Passed over: a
+/// mount stays busy for as long as the pod lives.
+pub fn enter_root() {
+    const ROOT: &CStr = c"/";
+    // SAFETY: the path ends in NUL.
+    let _ = unsafe { syscall(libc::SYS_chdir, [ROOT.as_ptr() as usize]) };
+}
+
+/// Whether this process is the init of its PID namespace: getpid(2), which has no errors.
+pub fn is_init() -> bool {
+    // SAFETY: no arguments, no effects.
+    matches!(unsafe { syscall(libc::SYS_getpid, []) }, Ok(1))
+}
+
+/// Adopts the orphans among the descendants: PR_SET_CHILD_SUBREAPER(2const) in prctl(2), as wait4(2)
+/// tells.
+///
+/// Errors: EINVAL (Linux before 3.4); a seccomp filter's. Passed over: the namespace's init reaps.
+pub fn become_subreaper() {
+    // SAFETY: a flag of this process, no pointers.
+    let _ = unsafe { syscall(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as usize, 1]) };
+}
+
+/// Sleeps until a signal's handler has run: pause(2), or ppoll(2) on nothing and without a timeout
+/// where an architecture has no pause.
+///
+/// Errors: EINTR, whenever it returns at all; the program calls it again.
+pub fn pause() {
+    // SAFETY: pause takes no argument, and for ppoll they say: no descriptors, no timeout, no mask.
+    let _ = unsafe { syscall(arch::SYS_PAUSE, arch::NO_ARGUMENTS) };
+}

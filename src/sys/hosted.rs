@@ -1,0 +1,133 @@
+//! The operations on std, libc and signal-hook: for a Unix without a file in `freestanding/`, and
+//! as the yardstick of what std costs. What each does on an error is told there.
+
+use super::{DESCRIPTORS, Refused};
+use libc::{c_char, c_int};
+use std::ffi::CStr;
+pub use std::io::IoSlice;
+use std::ptr;
+
+/// Where the program begins. Not in std's own `main`: it would open a closed stdout as /dev/null,
+/// and a `--version` that goes nowhere would look well.
+///
+/// # Safety
+///
+/// For the C library to call, with argc and argv.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
+    // SAFETY: with argc over 1 argv[1] is a string that ends in NUL and lives as long as the process.
+    let argument = (argc > 1).then(|| unsafe { CStr::from_ptr(*argv.add(1)) }.to_bytes());
+    crate::live(argument)
+}
+
+/// The C library's convention: -1 is an error.
+fn check(result: isize) -> Result<usize, Refused> {
+    usize::try_from(result).map_err(|_| Refused)
+}
+
+/// Writes the parts to descriptor `fd` as one message: writev(2).
+pub fn write(fd: c_int, parts: &[IoSlice]) -> Result<usize, Refused> {
+    // SAFETY: std gives IoSlice the layout of iovec, and the call only reads.
+    check(unsafe { libc::writev(fd, parts.as_ptr().cast(), parts.len() as c_int) })
+}
+
+/// Ends the process with `code`, from a signal handler too: _exit(2).
+pub fn exit(code: c_int) -> ! {
+    signal_hook::low_level::exit(code)
+}
+
+/// Runs `handler` when `signal` comes: sigaction(2).
+pub fn handle(signal: c_int, handler: extern "C" fn(c_int) -> !) -> Result<(), Refused> {
+    // SAFETY: the handler only writes and exits, which signal-safety(7) allows.
+    let id = unsafe { signal_hook::low_level::register(signal, move || handler(signal)) };
+    id.map(drop).map_err(|_| Refused)
+}
+
+/// Ignores `signal`: sigaction(2).
+fn ignore(signal: c_int, flags: c_int) -> Result<(), Refused> {
+    // SAFETY: a zeroed sigaction has no flag and an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = libc::SIG_IGN;
+    action.sa_flags = flags;
+    // SAFETY: `action` is complete, and the old one is not asked for.
+    check(unsafe { libc::sigaction(signal, &action, ptr::null_mut()) } as isize).map(drop)
+}
+
+/// Makes a write without a reader fail with EPIPE instead of killing: SIGPIPE in signal(7).
+pub fn ignore_sigpipe() {
+    let _ = ignore(libc::SIGPIPE, 0);
+}
+
+/// Lets the kernel reap each child at the moment it exits: SA_NOCLDWAIT in sigaction(2).
+pub fn ignore_sigchld() -> Result<(), Refused> {
+    ignore(libc::SIGCHLD, libc::SA_NOCLDWAIT)
+}
+
+/// Unblocks every signal: sigprocmask(2).
+pub fn unblock_signals() {
+    // SAFETY: the set is initialized before it is used, and only read by the second call.
+    unsafe {
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, ptr::null_mut());
+    }
+}
+
+/// Collects one zombie, if there is one: waitpid(2).
+pub fn reap() -> bool {
+    #[cfg(target_os = "linux")]
+    const OPTIONS: c_int = libc::WNOHANG | libc::__WALL;
+    #[cfg(not(target_os = "linux"))]
+    const OPTIONS: c_int = libc::WNOHANG;
+    // SAFETY: the status is not asked for, so nothing is written.
+    unsafe { libc::waitpid(-1, ptr::null_mut(), OPTIONS) > 0 }
+}
+
+/// Closes /proc/self to processes of the same user: PR_SET_DUMPABLE(2const). Linux only.
+pub fn forbid_dump() {
+    // SAFETY: a flag of this process, no pointers.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0)
+    };
+}
+
+/// Closes every descriptor from `first` up: close_range(2), or one after the other.
+pub fn close_from(first: c_int) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: the program keeps no descriptor but the three standard ones. By number, because musl
+    // and older glibc have no function for it.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, 0) } == 0 {
+        return;
+    }
+    for fd in first..DESCRIPTORS {
+        // SAFETY: as above.
+        unsafe { libc::close(fd) };
+    }
+}
+
+/// Moves to `/`: chdir(2).
+pub fn enter_root() {
+    // SAFETY: the path ends in NUL.
+    unsafe { libc::chdir(c"/".as_ptr()) };
+}
+
+/// Whether this process is the init of its PID namespace: getpid(2).
+pub fn is_init() -> bool {
+    std::process::id() == 1
+}
+
+/// Adopts the orphans among the descendants: PR_SET_CHILD_SUBREAPER(2const). Linux only.
+pub fn become_subreaper() {
+    // SAFETY: a flag of this process, no pointers.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
+    };
+}
+
+/// Sleeps until a signal's handler has run: pause(2).
+pub fn pause() {
+    // SAFETY: no arguments.
+    unsafe { libc::pause() };
+}
