@@ -1,0 +1,3 @@
+//! What the tests and the workshop share: the artifact as it ships, and namespaces to try it in.
+
+pub mod artifact;
