@@ -1,5 +1,7 @@
 //! The workshop: everything that is done with the product and is not in it.
 
+mod image;
+
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -12,7 +14,10 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Task {}
+enum Task {
+    /// Write the image as one archive for every container engine
+    Image(image::Args),
+}
 
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
@@ -25,5 +30,7 @@ fn main() -> ExitCode {
 }
 
 fn run(task: Task) -> anyhow::Result<()> {
-    match task {}
+    match task {
+        Task::Image(args) => image::run(&args),
+    }
 }
