@@ -4,7 +4,6 @@ use anyhow::{Context, Result, bail, ensure};
 use base16ct::HexDisplay;
 use cargo_metadata::{Metadata, MetadataCommand, Package};
 use clap::builder::NonEmptyStringValueParser;
-use comfy_table::{CellAlignment, Table, presets};
 use flate2::{Compression, GzBuilder};
 use indicatif::HumanCount;
 use oci_spec::distribution::Reference;
@@ -52,7 +51,7 @@ pub struct Recipe {
     /// Commit that the sources are of [default: what git says, if it says anything]
     #[arg(long, value_name = "COMMIT", value_parser = NonEmptyStringValueParser::new())]
     revision: Option<String>,
-    /// Age of everything in the image, in seconds since 1970
+    /// Time that everything in the image is of, in seconds since 1970
     #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(u64).range(..=LAST_TIME))]
     timestamp: u64,
@@ -64,6 +63,8 @@ pub struct Image {
     pub reference: Reference,
     /// Digest of its manifest, which is what a registry would call the image.
     pub digest: Digest,
+    /// The commit that it is made from, where one is known.
+    pub revision: Option<String>,
     /// How large its parts are.
     pub sizes: Sizes,
     archive: Vec<u8>,
@@ -98,8 +99,6 @@ pub fn run(args: &Args) -> Result<()> {
     write(&output, &image.archive)
         .with_context(|| format!("cannot write the image to {}", output.display()))?;
 
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING);
     for (part, bytes) in [
         ("binary", image.sizes.binary),
         ("layer", image.sizes.layer),
@@ -108,14 +107,12 @@ pub fn run(args: &Args) -> Result<()> {
         ("manifest", image.sizes.manifest),
         ("archive", image.sizes.archive),
     ] {
-        table.add_row([part.to_owned(), format!("{} bytes", HumanCount(bytes))]);
+        println!("{part:16} {:>6} bytes", HumanCount(bytes).to_string());
     }
-    let column = table.column_mut(1).expect("the table has two columns");
-    column.set_cell_alignment(CellAlignment::Right);
-    println!("{table}");
-    println!(" digest     {}", image.digest);
-    println!(" reference  {}", image.reference);
-    println!(" written to {}", output.display());
+    println!("{:16} {}", "manifest digest", image.digest);
+    println!("{:16} {}", "reference", image.reference);
+    println!("{:16} {}", "revision", image.revision.as_deref().unwrap_or("unknown"));
+    println!("{:16} {}", "written to", output.display());
     Ok(())
 }
 
@@ -171,10 +168,13 @@ impl Image {
             Some(tag) => tag.clone(),
             None => reference(&format!("localhost/pause:{}", project.product().version))?,
         };
-        let annotations = project.annotations(recipe.revision.clone().or_else(revision));
+        let revision = recipe.revision.clone().or_else(revision);
+        let annotations = project.annotations(revision.clone());
         // Cargo builds the product for the very target that it built this program for.
         let platform = platform(ARCH)?;
-        let binary = fs::read(artifact::build(Flavor::Freestanding)?)?;
+        let binary = artifact::build(Flavor::Freestanding)?;
+        let binary = fs::read(&binary)
+            .with_context(|| format!("cannot read the binary {}", binary.display()))?;
 
         let mut layer = tar::Builder::new(Vec::new());
         append(&mut layer, "pause", &binary, 0o755, recipe.timestamp)?;
@@ -258,7 +258,8 @@ impl Image {
             manifest: manifest.bytes.len() as u64,
             archive: archive.len() as u64,
         };
-        Ok(Self { reference, digest: manifest.descriptor.digest().clone(), sizes, archive })
+        let digest = manifest.descriptor.digest().clone();
+        Ok(Self { reference, digest, revision, sizes, archive })
     }
 }
 
@@ -361,6 +362,6 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file =
         tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
     file.write_all(bytes)?;
-    file.persist(path)?;
+    file.persist(path).map_err(|error| error.error)?;
     Ok(())
 }

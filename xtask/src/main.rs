@@ -1,6 +1,7 @@
 //! The workshop: everything that is done with the product and is not in it.
 
 mod image;
+mod size;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -17,6 +18,8 @@ struct Cli {
 enum Task {
     /// Write the image as one archive for every container engine
     Image(image::Args),
+    /// Check the sizes of the image against their budgets
+    Size(size::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,5 +35,6 @@ fn main() -> ExitCode {
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Image(args) => image::run(&args),
+        Task::Size(args) => size::run(&args),
     }
 }
