@@ -3,7 +3,7 @@
 use base16ct::HexDisplay;
 use flate2::read::GzDecoder;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         test("config_runs_pause_as_nobody", config_runs_pause_as_nobody),
         test("architecture_is_that_of_the_binary", architecture_is_that_of_the_binary),
         test("annotations_come_from_cargo_toml", annotations_come_from_cargo_toml),
+        test("dockerfile_says_the_same", dockerfile_says_the_same),
         test("short_reference_is_completed", short_reference_is_completed),
         test("default_is_localhost_pause", default_is_localhost_pause),
         test("report_tells_what_was_written", report_tells_what_was_written),
@@ -173,23 +174,29 @@ fn architecture_is_that_of_the_binary() {
 }
 
 fn annotations_come_from_cargo_toml() {
-    let mut expected = Map::new();
-    for (key, value) in [
-        ("title", env!("CARGO_PKG_NAME")),
-        ("description", env!("CARGO_PKG_DESCRIPTION")),
-        ("version", env!("CARGO_PKG_VERSION")),
-        ("revision", REVISION),
-        ("source", env!("CARGO_PKG_REPOSITORY")),
-        ("licenses", env!("CARGO_PKG_LICENSE")),
-    ] {
-        // Cargo makes an empty string of what is not set.
-        if !value.is_empty() {
-            expected.insert(format!("org.opencontainers.image.{key}"), value.into());
-        }
-    }
-    let expected = Value::Object(expected);
+    let mut expected = annotations();
+    expected.insert("org.opencontainers.image.revision".into(), REVISION);
+    let expected = json!(expected);
     assert_eq!(IMAGE.manifest()["annotations"], expected);
     assert_eq!(IMAGE.config()["config"]["Labels"], expected);
+}
+
+fn dockerfile_says_the_same() {
+    let read = |file: &str| fs::read_to_string(artifact::project().join(file)).unwrap();
+    let dockerfile = read("Dockerfile");
+    for (key, value) in annotations() {
+        let label = format!("{key}=\"{value}\"");
+        assert!(dockerfile.contains(&label), "the Dockerfile lacks {label}");
+    }
+    let config = &IMAGE.config()["config"];
+    let user = config["User"].as_str().unwrap();
+    for instruction in [format!("USER {user}"), format!("ENTRYPOINT {}", config["Entrypoint"])] {
+        assert!(dockerfile.lines().any(|line| line == instruction), "it lacks {instruction}");
+    }
+    let toolchain = read("rust-toolchain.toml");
+    let channel = toolchain.split("channel = \"").nth(1).unwrap().split('"').next().unwrap();
+    let base = format!("ARG RUST_IMAGE=docker.io/library/rust:{channel}-slim");
+    assert!(dockerfile.lines().any(|line| line == base), "it lacks {base}");
 }
 
 fn short_reference_is_completed() {
@@ -431,6 +438,22 @@ impl Image {
         let mut told = columns.filter(|(column, _)| column.trim() == subject);
         told.next().unwrap_or_else(|| panic!("no {subject} in: {}", self.report)).1.trim()
     }
+}
+
+/// What Cargo.toml has for an image to say about itself.
+fn annotations() -> BTreeMap<String, &'static str> {
+    [
+        ("title", env!("CARGO_PKG_NAME")),
+        ("description", env!("CARGO_PKG_DESCRIPTION")),
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("source", env!("CARGO_PKG_REPOSITORY")),
+        ("licenses", env!("CARGO_PKG_LICENSE")),
+    ]
+    .into_iter()
+    // Cargo makes an empty string of what is not set.
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(key, value)| (format!("org.opencontainers.image.{key}"), value))
+    .collect()
 }
 
 /// The files of an archive that holds nothing but files, and no file twice.
