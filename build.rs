@@ -35,8 +35,9 @@ fn link(script: &Path) -> io::Result<()> {
     if !bare {
         println!("cargo::rustc-link-arg-bins=-nostartfiles");
     }
-    let script = format!("--script={}", script.display());
-    for option in [&script, "--no-dynamic-linker", "--build-id=none", "--no-eh-frame-hdr"] {
+    // Spelled the same by both, and the folder may have a comma in its name.
+    println!("cargo::rustc-link-arg-bins=-T{}", script.display());
+    for option in ["--no-dynamic-linker", "--build-id=none", "--no-eh-frame-hdr"] {
         println!("cargo::rustc-link-arg-bins={prefix}{option}");
     }
     // Linkers that cannot leave out the section headers (GNU ld before 2.41) warn and go on.
@@ -48,7 +49,7 @@ fn link(script: &Path) -> io::Result<()> {
     for library in ["c", "m", "rt", "pthread"] {
         fs::write(empty.join(format!("lib{library}.a")), "!<arch>\n")?;
     }
-    println!("cargo::rustc-link-search=native={}", empty.display());
+    println!("cargo::rustc-link-arg-bins=-L{}", empty.display());
     Ok(())
 }
 

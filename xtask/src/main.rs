@@ -1,5 +1,8 @@
 //! The workshop: everything that is done with the product and is not in it.
 
+mod image;
+mod size;
+
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -12,7 +15,12 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Task {}
+enum Task {
+    /// Write the image as one archive for every container engine
+    Image(image::Args),
+    /// Check the sizes of the image against their budgets
+    Size(size::Args),
+}
 
 fn main() -> ExitCode {
     match run(Cli::parse().task) {
@@ -25,5 +33,8 @@ fn main() -> ExitCode {
 }
 
 fn run(task: Task) -> anyhow::Result<()> {
-    match task {}
+    match task {
+        Task::Image(args) => image::run(&args),
+        Task::Size(args) => size::run(&args),
+    }
 }

@@ -1,0 +1,560 @@
+//! The image, read back without anything of what wrote it.
+
+use base16ct::HexDisplay;
+use flate2::read::GzDecoder;
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::{env, fs};
+use support::artifact::{self, Flavor};
+use tempfile::TempDir;
+
+fn main() -> ExitCode {
+    let tests = vec![
+        test("archive_holds_six_files", archive_holds_six_files),
+        test("blobs_are_what_they_are_called", blobs_are_what_they_are_called),
+        test("index_names_the_image", index_names_the_image),
+        test("manifest_names_config_and_layer", manifest_names_config_and_layer),
+        test("docker_finds_the_same_image", docker_finds_the_same_image),
+        test("layer_holds_the_binary_alone", layer_holds_the_binary_alone),
+        test("config_runs_pause_as_nobody", config_runs_pause_as_nobody),
+        test("architecture_is_that_of_the_binary", architecture_is_that_of_the_binary),
+        test("annotations_come_from_cargo_toml", annotations_come_from_cargo_toml),
+        test("dockerfile_says_the_same", dockerfile_says_the_same),
+        test("short_reference_is_completed", short_reference_is_completed),
+        test("default_is_localhost_pause", default_is_localhost_pause),
+        test("report_tells_what_was_written", report_tells_what_was_written),
+        test("time_stamps_are_source_date_epoch", time_stamps_are_source_date_epoch),
+        test("another_folder_gives_the_same_bytes", another_folder_gives_the_same_bytes),
+        Trial::ignorable_test("revision_is_the_commit", revision_is_the_commit),
+        test("bad_input_writes_nothing", bad_input_writes_nothing),
+        test("failed_write_leaves_nothing", failed_write_leaves_nothing),
+        test("size_names_what_is_too_large", size_names_what_is_too_large),
+        test("size_prints_markdown", size_prints_markdown),
+    ];
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), tests);
+    // Nobody else drops what is static.
+    drop(copy().take());
+    conclusion.exit_code()
+}
+
+fn test(name: &str, run: fn()) -> Trial {
+    Trial::test(name, move || {
+        run();
+        Ok(())
+    })
+}
+
+const TAG: &str = "registry.example:5000/infra/pause:1.2-test";
+const REVISION: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// The options that leave nothing of the image to chance.
+const FIXED: [&str; 4] = ["--tag", TAG, "--revision", REVISION];
+
+/// The image as most tests look at it.
+static IMAGE: LazyLock<Image> = LazyLock::new(|| Image::write(&FIXED));
+
+/// The release binary.
+static BINARY: LazyLock<Vec<u8>> =
+    LazyLock::new(|| fs::read(artifact::build(Flavor::Freestanding).unwrap()).unwrap());
+
+fn archive_holds_six_files() {
+    let blobs = IMAGE.files.keys().filter(|path| path.starts_with("blobs/sha256/")).count();
+    assert_eq!(blobs, 3);
+    assert_eq!(IMAGE.files.len(), 6, "{:?}", IMAGE.files.keys());
+    for file in IMAGE.files.values() {
+        assert_eq!((file.mode, file.uid, file.gid, file.mtime), (0o644, 0, 0, 0));
+    }
+}
+
+fn blobs_are_what_they_are_called() {
+    for (path, file) in &IMAGE.files {
+        if let Some(name) = path.strip_prefix("blobs/sha256/") {
+            assert_eq!(digest(&file.bytes), format!("sha256:{name}"));
+        }
+    }
+}
+
+fn index_names_the_image() {
+    assert_eq!(IMAGE.json("oci-layout"), json!({ "imageLayoutVersion": "1.0.0" }));
+
+    let index = IMAGE.json("index.json");
+    assert_eq!(index["schemaVersion"], 2);
+    assert_eq!(index["mediaType"], "application/vnd.oci.image.index.v1+json");
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 1);
+
+    let image = &index["manifests"][0];
+    assert_eq!(image["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+    let annotations = json!({
+        "io.containerd.image.name": TAG,
+        "org.opencontainers.image.ref.name": "1.2-test",
+    });
+    assert_eq!(image["annotations"], annotations);
+
+    let config = IMAGE.config();
+    assert_eq!(image["platform"]["os"], config["os"]);
+    assert_eq!(image["platform"]["architecture"], config["architecture"]);
+    assert_eq!(image["platform"]["variant"], config["variant"]);
+}
+
+fn manifest_names_config_and_layer() {
+    let manifest = IMAGE.manifest();
+    assert_eq!(manifest["schemaVersion"], 2);
+    assert_eq!(manifest["mediaType"], "application/vnd.oci.image.manifest.v1+json");
+    assert_eq!(manifest["config"]["mediaType"], "application/vnd.oci.image.config.v1+json");
+    assert_eq!(manifest["layers"].as_array().unwrap().len(), 1);
+    let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
+    assert_eq!(manifest["layers"][0]["mediaType"], layer);
+    // `blob` compares the sizes.
+    IMAGE.blob(&manifest["config"]);
+    IMAGE.blob(&manifest["layers"][0]);
+}
+
+fn docker_finds_the_same_image() {
+    let manifest = IMAGE.manifest();
+    let expected = json!([{
+        "Config": blob_path(&manifest["config"]),
+        "RepoTags": [TAG],
+        "Layers": [blob_path(&manifest["layers"][0])],
+    }]);
+    assert_eq!(IMAGE.json("manifest.json"), expected);
+}
+
+fn layer_holds_the_binary_alone() {
+    let layer = IMAGE.layer();
+    assert_eq!(IMAGE.config()["rootfs"]["diff_ids"], json!([digest(&layer)]));
+
+    let files = untar(&layer);
+    assert_eq!(files.keys().collect::<Vec<_>>(), ["pause"]);
+    let pause = &files["pause"];
+    assert_eq!((pause.mode, pause.uid, pause.gid, pause.mtime), (0o755, 0, 0, 0));
+    assert!(pause.bytes == *BINARY, "/pause is not the release binary");
+
+    // The header has room for the writer's clock and system; another one would give other bytes.
+    let compressed = &IMAGE.blob(&IMAGE.manifest()["layers"][0]).bytes;
+    let (flags, time, system) = (compressed[3], &compressed[4..8], compressed[9]);
+    assert_eq!((flags, time, system), (0, &[0; 4][..], 255));
+}
+
+fn config_runs_pause_as_nobody() {
+    let config = IMAGE.config();
+    assert_eq!(config["os"], "linux");
+    assert_eq!(config["rootfs"]["type"], "layers");
+    assert_eq!(config["created"], "1970-01-01T00:00:00Z");
+    assert_eq!(config["history"].as_array().unwrap().len(), 1);
+    assert_eq!(config["history"][0]["created"], "1970-01-01T00:00:00Z");
+    assert_eq!(config["history"][0].get("empty_layer"), None);
+
+    let mut run = config["config"].clone();
+    run.as_object_mut().unwrap().remove("Labels");
+    let expected = json!({ "User": "65535:65535", "Entrypoint": ["/pause"], "WorkingDir": "/" });
+    assert_eq!(run, expected);
+}
+
+fn architecture_is_that_of_the_binary() {
+    // e_machine of the ELF header, in the binary's own order of bytes (elf.h: EM_*).
+    let little_endian = BINARY[5] == 1;
+    let machine = [BINARY[18], BINARY[19]];
+    let machine =
+        if little_endian { u16::from_le_bytes(machine) } else { u16::from_be_bytes(machine) };
+    let (architecture, variant) = match machine {
+        62 => (json!("amd64"), None),
+        183 => (json!("arm64"), Some(json!("v8"))),
+        other => panic!("teach this test about e_machine {other}"),
+    };
+    let config = IMAGE.config();
+    assert_eq!(config["architecture"], architecture);
+    assert_eq!(config.get("variant"), variant.as_ref());
+}
+
+fn annotations_come_from_cargo_toml() {
+    let mut expected = annotations();
+    expected.insert("org.opencontainers.image.revision".into(), REVISION);
+    let expected = json!(expected);
+    assert_eq!(IMAGE.manifest()["annotations"], expected);
+    assert_eq!(IMAGE.config()["config"]["Labels"], expected);
+}
+
+fn dockerfile_says_the_same() {
+    let read = |file: &str| fs::read_to_string(artifact::project().join(file)).unwrap();
+    let dockerfile = read("Dockerfile");
+    for (key, value) in annotations() {
+        let label = format!("{key}=\"{value}\"");
+        assert!(dockerfile.contains(&label), "the Dockerfile lacks {label}");
+    }
+    let config = &IMAGE.config()["config"];
+    let user = config["User"].as_str().unwrap();
+    for instruction in [format!("USER {user}"), format!("ENTRYPOINT {}", config["Entrypoint"])] {
+        assert!(dockerfile.lines().any(|line| line == instruction), "it lacks {instruction}");
+    }
+    let toolchain = read("rust-toolchain.toml");
+    let channel = toolchain.split("channel = \"").nth(1).unwrap().split('"').next().unwrap();
+    let base = format!("ARG RUST_IMAGE=docker.io/library/rust:{channel}-slim");
+    assert!(dockerfile.lines().any(|line| line == base), "it lacks {base}");
+}
+
+fn short_reference_is_completed() {
+    let image = Image::write(&["--tag", "pause"]);
+    let name = "docker.io/library/pause:latest";
+    assert_eq!(image.json("manifest.json")[0]["RepoTags"], json!([name]));
+    let annotations = &image.json("index.json")["manifests"][0]["annotations"];
+    assert_eq!(annotations["io.containerd.image.name"], name);
+    assert_eq!(annotations["org.opencontainers.image.ref.name"], "latest");
+}
+
+fn default_is_localhost_pause() {
+    let image = Image::write(&[]);
+    let name = concat!("localhost/pause:", env!("CARGO_PKG_VERSION"));
+    assert_eq!(image.json("manifest.json")[0]["RepoTags"], json!([name]));
+    let annotations = &image.json("index.json")["manifests"][0]["annotations"];
+    assert_eq!(annotations["io.containerd.image.name"], name);
+}
+
+fn report_tells_what_was_written() {
+    let manifest = IMAGE.manifest();
+    let image = &IMAGE.json("index.json")["manifests"][0];
+    for (part, bytes) in [
+        ("binary", BINARY.len() as u64),
+        ("layer", IMAGE.layer().len() as u64),
+        ("compressed layer", manifest["layers"][0]["size"].as_u64().unwrap()),
+        ("config", manifest["config"]["size"].as_u64().unwrap()),
+        ("manifest", image["size"].as_u64().unwrap()),
+        ("archive", IMAGE.bytes.len() as u64),
+    ] {
+        assert_eq!(number(IMAGE.told(part).strip_suffix(" bytes").unwrap()), bytes, "{part}");
+    }
+    assert_eq!(IMAGE.told("manifest digest"), image["digest"]);
+    assert_eq!(IMAGE.told("reference"), TAG);
+    assert_eq!(IMAGE.told("revision"), REVISION);
+}
+
+fn time_stamps_are_source_date_epoch() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("pause.tar");
+    let mut command = xtask(artifact::project());
+    command.env("SOURCE_DATE_EPOCH", "1700000000").arg("image").args(FIXED);
+    let image = Image::read(&path, succeed(command.arg("--output").arg(&path)));
+
+    for file in image.files.values().chain(untar(&image.layer()).values()) {
+        assert_eq!(file.mtime, 1_700_000_000);
+    }
+    let config = image.config();
+    assert_eq!(config["created"], "2023-11-14T22:13:20Z");
+    assert_eq!(config["history"][0]["created"], "2023-11-14T22:13:20Z");
+    assert_ne!(image.told("manifest digest"), IMAGE.told("manifest digest"));
+}
+
+fn another_folder_gives_the_same_bytes() {
+    let mut copy = copy();
+    let image = copy.get_or_insert_with(Copy::new).image(&FIXED);
+    assert_eq!(image.told("manifest digest"), IMAGE.told("manifest digest"));
+    assert!(image.bytes == IMAGE.bytes, "the same image in another archive");
+}
+
+fn revision_is_the_commit() -> Result<Completion, Failed> {
+    if Command::new("git").arg("--version").output().is_err() {
+        return Ok(Completion::ignored_with("git is not installed"));
+    }
+    let mut copy = copy();
+    let copy = copy.get_or_insert_with(Copy::new);
+    let check = |revision: Option<&str>| {
+        let image = copy.image(&[]);
+        assert_eq!(image.told("revision"), revision.unwrap_or("unknown"));
+        let annotation = &image.manifest()["annotations"]["org.opencontainers.image.revision"];
+        assert_eq!(annotation.as_str(), revision);
+    };
+
+    // The commit of a repository that merely has the sources somewhere says nothing about them.
+    commit(copy.folder.path(), &copy.project.join("Cargo.toml"));
+    check(None);
+
+    let head = commit(&copy.project, &copy.project);
+    check(Some(&head));
+
+    fs::write(copy.project.join("Cargo.toml.orig"), "not tracked").unwrap();
+    check(Some(&head));
+
+    fs::write(copy.project.join("rustfmt.toml"), "# changed").unwrap();
+    check(Some(&format!("{head}-dirty")));
+
+    fs::remove_dir_all(copy.project.join(".git")).unwrap();
+    Ok(Completion::Completed)
+}
+
+/// Makes a repository in `folder`, commits `path`, and returns the commit.
+fn commit(folder: &Path, path: &Path) -> String {
+    let git = |arguments: &[&OsStr]| {
+        let mut git = Command::new("git");
+        git.current_dir(folder).env("GIT_CONFIG_GLOBAL", "/dev/null");
+        git.args(["-c", "user.name=test", "-c", "user.email=test@example.org"]);
+        succeed(git.args(arguments))
+    };
+    git(&["init", "--quiet"].map(OsStr::new));
+    git(&["add".as_ref(), path.as_os_str()]);
+    git(&["commit", "--quiet", "--message=test"].map(OsStr::new));
+    git(&["rev-parse", "HEAD"].map(OsStr::new)).trim().to_owned()
+}
+
+fn bad_input_writes_nothing() {
+    let folder = TempDir::new().unwrap();
+    let output = folder.path().join("new/pause.tar");
+    let check = |options: &[&str], epoch: &str, told: &str| {
+        let mut command = xtask(artifact::project());
+        command.env("SOURCE_DATE_EPOCH", epoch).arg("image").args(options);
+        let message = fail(command.arg("--output").arg(&output));
+        assert!(message.contains(told), "{told:?} is not in: {message}");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    };
+    let digest = format!("pause@sha256:{}", "0".repeat(64));
+    for tag in
+        ["", "pause:", "a b", "localhost/Pause:1", "UPPER/pause:1", "pause:\u{e9}", "/p", &digest]
+    {
+        check(&["--tag", tag], "0", "--tag");
+    }
+    check(&["--revision", ""], "0", "--revision");
+    for epoch in ["", "now", "-1", "8589934592"] {
+        check(&[], epoch, "--timestamp");
+    }
+}
+
+fn failed_write_leaves_nothing() {
+    let folder = TempDir::new().unwrap();
+    let output = folder.path().join("pause.tar");
+    fs::create_dir(&output).unwrap();
+    let message = fail(xtask(artifact::project()).arg("image").arg("--output").arg(&output));
+    assert!(message.contains(output.to_str().unwrap()), "{message}");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+fn size_names_what_is_too_large() {
+    let size = |option: &str, bytes: u64| {
+        let mut command = xtask(artifact::project());
+        command.arg("size").args(FIXED).args([option, &bytes.to_string()]);
+        command
+    };
+    let layer = IMAGE.manifest()["layers"][0]["size"].as_u64().unwrap();
+    for (option, part, bytes) in [
+        ("--max-binary", "binary", BINARY.len() as u64),
+        ("--max-layer", "compressed layer", layer),
+        ("--max-archive", "archive", IMAGE.bytes.len() as u64),
+    ] {
+        succeed(&mut size(option, bytes));
+        let message = fail(&mut size(option, bytes - 1));
+        assert_eq!(message.trim(), format!("error: over the budget: {part} by 1 bytes"));
+    }
+}
+
+fn size_prints_markdown() {
+    let output = succeed(xtask(artifact::project()).args(["size", "--markdown"]).args(FIXED));
+    let rows: Vec<Vec<&str>> = output
+        .lines()
+        .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    assert_eq!(rows[0], ["", "bytes", "budget", "left"]);
+    assert!(rows[1].iter().all(|cell| cell.contains("---")), "{rows:?}");
+    let layer = IMAGE.manifest()["layers"][0]["size"].as_u64().unwrap();
+    let parts = [
+        ("binary", BINARY.len() as u64, 1_536),
+        ("compressed layer", layer, 1_024),
+        ("archive", IMAGE.bytes.len() as u64, 16_384),
+    ];
+    assert_eq!(rows.len(), 2 + parts.len());
+    for (row, (part, bytes, budget)) in rows[2..].iter().zip(parts) {
+        assert_eq!(row[0], part);
+        assert_eq!([1, 2, 3].map(|cell| number(row[cell])), [bytes, budget, budget - bytes]);
+    }
+}
+
+/// An archive that was read back, and what the writer said about it.
+struct Image {
+    report: String,
+    bytes: Vec<u8>,
+    files: BTreeMap<String, File>,
+}
+
+/// A file in an archive.
+struct File {
+    mode: u32,
+    uid: u64,
+    gid: u64,
+    mtime: u64,
+    bytes: Vec<u8>,
+}
+
+impl Image {
+    /// Has an image written with `options`, and reads it.
+    fn write(options: &[&str]) -> Self {
+        let folder = TempDir::new().unwrap();
+        let path = folder.path().join("pause.tar");
+        let mut command = xtask(artifact::project());
+        command.arg("image").args(options).arg("--output").arg(&path);
+        Self::read(&path, succeed(&mut command))
+    }
+
+    fn read(path: &Path, report: String) -> Self {
+        let bytes = fs::read(path).unwrap();
+        Self { files: untar(&bytes), bytes, report }
+    }
+
+    fn json(&self, path: &str) -> Value {
+        serde_json::from_slice(&self.files[path].bytes).unwrap()
+    }
+
+    /// What a descriptor describes.
+    fn blob(&self, descriptor: &Value) -> &File {
+        let blob = &self.files[&blob_path(descriptor)];
+        assert_eq!(descriptor["size"], blob.bytes.len());
+        blob
+    }
+
+    fn manifest(&self) -> Value {
+        let image = &self.json("index.json")["manifests"][0];
+        serde_json::from_slice(&self.blob(image).bytes).unwrap()
+    }
+
+    fn config(&self) -> Value {
+        serde_json::from_slice(&self.blob(&self.manifest()["config"]).bytes).unwrap()
+    }
+
+    /// The layer, uncompressed.
+    fn layer(&self) -> Vec<u8> {
+        let compressed = &self.blob(&self.manifest()["layers"][0]).bytes;
+        let mut gzip = GzDecoder::new(&compressed[..]);
+        let mut layer = Vec::new();
+        gzip.read_to_end(&mut layer).unwrap();
+        assert!(gzip.into_inner().is_empty(), "something follows the layer");
+        layer
+    }
+
+    /// What the report says of `subject`.
+    fn told(&self, subject: &str) -> &str {
+        let columns = self.report.lines().map(|line| line.split_at(16));
+        let mut told = columns.filter(|(column, _)| column.trim() == subject);
+        told.next().unwrap_or_else(|| panic!("no {subject} in: {}", self.report)).1.trim()
+    }
+}
+
+/// What Cargo.toml has for an image to say about itself.
+fn annotations() -> BTreeMap<String, &'static str> {
+    [
+        ("title", env!("CARGO_PKG_NAME")),
+        ("description", env!("CARGO_PKG_DESCRIPTION")),
+        ("version", env!("CARGO_PKG_VERSION")),
+        ("source", env!("CARGO_PKG_REPOSITORY")),
+        ("licenses", env!("CARGO_PKG_LICENSE")),
+    ]
+    .into_iter()
+    // Cargo makes an empty string of what is not set.
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(key, value)| (format!("org.opencontainers.image.{key}"), value))
+    .collect()
+}
+
+/// The files of an archive that holds nothing but files, and no file twice.
+fn untar(bytes: &[u8]) -> BTreeMap<String, File> {
+    let mut files = BTreeMap::new();
+    let mut expected_size = 1024;
+    for entry in tar::Archive::new(bytes).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let header = entry.header();
+        assert!(header.as_ustar().is_some(), "not ustar");
+        assert!(header.entry_type().is_file(), "{:?}", header.entry_type());
+        let path = entry.path().unwrap().into_owned().into_os_string().into_string().unwrap();
+        let mut file = File {
+            mode: header.mode().unwrap(),
+            uid: header.uid().unwrap(),
+            gid: header.gid().unwrap(),
+            mtime: header.mtime().unwrap(),
+            bytes: Vec::new(),
+        };
+        entry.read_to_end(&mut file.bytes).unwrap();
+        expected_size += 512 + file.bytes.len().next_multiple_of(512);
+        assert!(files.insert(path, file).is_none(), "a file is there twice");
+    }
+    assert_eq!(bytes.len(), expected_size, "something follows the last file");
+    files
+}
+
+/// Where the OCI layout keeps what `descriptor` describes.
+fn blob_path(descriptor: &Value) -> String {
+    format!("blobs/{}", descriptor["digest"].as_str().unwrap().replace(':', "/"))
+}
+
+fn digest(bytes: &[u8]) -> String {
+    format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)))
+}
+
+/// Reads a number that is written with separators.
+fn number(text: &str) -> u64 {
+    text.replace(',', "").parse().unwrap()
+}
+
+fn cargo() -> OsString {
+    env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
+/// `cargo xtask` in the folder of a project.
+fn xtask(project: &Path) -> Command {
+    let mut command = Command::new(cargo());
+    command.current_dir(project).arg("xtask").env_remove("SOURCE_DATE_EPOCH");
+    command
+}
+
+/// What a command writes to stdout. It must succeed.
+fn succeed(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {}\n{errors}", output.status);
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What a command writes to stderr. It must fail, as a program that knows what it does.
+fn fail(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(matches!(output.status.code(), Some(1 | 2)), "{command:?}: {}", output.status);
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// A second copy of the project, for one test at a time.
+static COPY: Mutex<Option<Copy>> = Mutex::new(None);
+
+fn copy() -> MutexGuard<'static, Option<Copy>> {
+    COPY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The sources in a folder of their own, with a target folder of their own.
+struct Copy {
+    folder: TempDir,
+    project: PathBuf,
+}
+
+impl Copy {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        let project = folder.path().join("a copy of the sources, with quite a long name");
+        fs::create_dir(&project).unwrap();
+        let sources = fs::read_dir(artifact::project()).unwrap().map(|entry| entry.unwrap().path());
+        let sources = sources.filter(|path| !path.ends_with("target") && !path.ends_with(".git"));
+        succeed(Command::new("cp").arg("-R").args(sources).arg(&project));
+        Self { folder, project }
+    }
+
+    /// Writes the image where much is different, and reads it.
+    fn image(&self, options: &[&str]) -> Image {
+        let path = self.folder.path().join("pause.tar");
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"umask 077 && exec "$0" xtask image "$@""#]).arg(cargo());
+        command.args(options).arg("--output").arg(&path).current_dir(&self.project);
+        command.env_remove("SOURCE_DATE_EPOCH").env("LC_ALL", "tr_TR.UTF-8");
+        command.env("TZ", "Asia/Kathmandu").env("CARGO_TARGET_DIR", self.folder.path().join("t"));
+        // What it takes has been fetched to get here.
+        command.env("CARGO_NET_OFFLINE", "true");
+        Image::read(&path, succeed(&mut command))
+    }
+}
