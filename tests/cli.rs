@@ -34,7 +34,11 @@ fn a_single_wrong_byte_makes_it_unknown() {
         for index in 0..known.len() {
             let mut argument = known.as_bytes().to_vec();
             argument[index] ^= 1;
-            assert_eq!(parse(Some(&argument)), Request::Unknown(&argument), "{known}, byte {index}");
+            assert_eq!(
+                parse(Some(&argument)),
+                Request::Unknown(&argument),
+                "{known}, byte {index}"
+            );
         }
     }
 }
