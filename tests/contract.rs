@@ -120,7 +120,7 @@ fn main() -> ExitCode {
                     Some(reason) => Ok(Completion::ignored_with(reason)),
                     None => match run(&subject) {
                         Ok(()) => Ok(Completion::Completed),
-                        Err(error) => Err(Failed::from(format!("{error:?}"))),
+                        Err(error) => Err(Failed::from(format!("{error:#}"))),
                     },
                 };
                 trials.push(Trial::ignorable_test(format!("{name}::{test}"), run));

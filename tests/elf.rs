@@ -51,7 +51,7 @@ fn main() -> ExitCode {
 }
 
 fn outcome(result: Result<()>) -> Result<Completion, Failed> {
-    result.map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:?}")))
+    result.map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
 }
 
 /// Whether plain cargo builds for the target.

@@ -1,6 +1,6 @@
 //! Looking at processes through /proc, and waiting until they are in the state that is asked for.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
 use procfs::process::{Process, all_processes};
 use std::fs;
@@ -90,4 +90,16 @@ pub fn activity(pid: Pid) -> Result<Activity> {
         involuntary_switches: status.nonvoluntary_ctxt_switches.unwrap_or(0),
         cpu_ticks: stat.utime + stat.stime,
     })
+}
+
+/// Memory of the process that is in RAM, in KiB, counted page by page (/proc/PID/smaps_rollup; the
+/// quicker counters are rounded).
+///
+/// # Errors
+///
+/// When there is no such process, or it does not let itself be looked at.
+pub fn resident(pid: Pid) -> Result<u64> {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let rss = rollup.lines().find_map(|line| line.strip_prefix("Rss:")?.strip_suffix("kB"));
+    Ok(rss.context("smaps_rollup has no Rss")?.trim().parse()?)
 }

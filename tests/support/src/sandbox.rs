@@ -23,7 +23,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio, exit};
 
@@ -102,6 +102,8 @@ impl Setup {
             .stdin(OwnedFd::from(far))
             .stdout(self.stdout)
             .stderr(self.stderr)
+            // Ctrl-C on a terminal is for whoever started the sandbox, and not for what is inside.
+            .process_group(0)
             .spawn()
             .context("cannot start the sandbox's launcher")?;
         let stderr = launcher.stderr.take();
@@ -243,8 +245,8 @@ fn launch(
     program: &Path,
     arguments: &[OsString],
 ) -> Result<Pid> {
-    set_pdeathsig(Signal::SIGKILL)?;
     enter_namespaces()?;
+    set_pdeathsig(Signal::SIGKILL)?;
     // The writing end closes by itself when the new program starts: then nothing went wrong.
     let (mut complaint, complain) = io::pipe()?;
     let pid = spawn(|| {
