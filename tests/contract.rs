@@ -4,6 +4,8 @@
 //! What cannot be tried on this machine counts as ignored and says why; with `PAUSE_NO_SKIP=1`, as
 //! CI has it, it fails.
 
+#![expect(clippy::incompatible_msrv, reason = "only the product keeps to an older Rust")]
+
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::libc;
@@ -18,7 +20,7 @@ use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, Output, Stdio};
+use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::{env, io, thread};
 use support::actor::{self, Part, spawn};
 use support::artifact::{self, Flavor};
@@ -584,14 +586,41 @@ fn refuse(call: i64, first: Option<i32>, errno: i32) -> Result<()> {
 
 // Not PID 1.
 
+/// A pause that runs in no sandbox.
+struct Outside(Child);
+
+impl Outside {
+    /// Starts it and waits until it sleeps.
+    fn start(command: &mut Command) -> Result<Self> {
+        let outside = Outside(command.spawn()?);
+        wait_until("it sleeps", || is_asleep(outside.pid()))?;
+        Ok(outside)
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id() as i32)
+    }
+
+    /// Ends it by SIGTERM.
+    fn ends_well(mut self) -> Result<()> {
+        kill(self.pid(), Signal::SIGTERM)?;
+        wait_until("it is gone", || !matches!(self.0.try_wait(), Ok(None)))?;
+        let status = self.0.wait()?;
+        ensure!(status.code() == Some(0), "{status}");
+        Ok(())
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn elsewhere_than_pid_1_it_warns_and_stops(subject: &Subject) -> Result<()> {
     let (near, far) = UnixDatagram::pair()?;
-    let mut pause = subject.command().stderr(OwnedFd::from(far)).spawn()?;
-    let pid = Pid::from_raw(pause.id() as i32);
-    wait_until("it sleeps", || is_asleep(pid))?;
-    kill(pid, Signal::SIGTERM)?;
-    let status = pause.wait()?;
-    ensure!(status.code() == Some(0), "{status}");
+    Outside::start(subject.command().stderr(OwnedFd::from(far)))?.ends_well()?;
     let said = datagrams(near)?;
     ensure!(said == [WARNING, STOPPED], "{said:?}");
     Ok(())
@@ -604,21 +633,18 @@ fn elsewhere_than_pid_1_it_reaps_descendants(subject: &Subject) -> Result<()> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
-    let mut pause = ancestor.spawn()?;
-    let pid = Pid::from_raw(pause.id() as i32);
-    wait_until("it sleeps", || is_asleep(pid))?;
+    let mut pause = Outside::start(&mut ancestor)?;
+    let pid = pause.pid();
     // The parent of the orphan-to-be leaves at the end of its stdin.
-    drop(pause.stdin.take());
+    drop(pause.0.stdin.take());
     let mut foster_parent = String::new();
-    BufReader::new(pause.stdout.take().context("stdout")?).read_line(&mut foster_parent)?;
+    BufReader::new(pause.0.stdout.take().context("stdout")?).read_line(&mut foster_parent)?;
     ensure!(
         foster_parent.trim() == pid.to_string(),
         "{foster_parent} adopted the orphan, not {pid}"
     );
     wait_until("no orphan or zombie is left", || children(pid).is_empty())?;
-    kill(pid, Signal::SIGTERM)?;
-    ensure!(pause.wait()?.code() == Some(0));
-    Ok(())
+    pause.ends_well()
 }
 
 /// Has a child with a child, and becomes pause. The child leaves at the end of stdin; the grandchild
@@ -644,13 +670,7 @@ fn play_ancestor(arguments: &[OsString]) -> Result<()> {
 fn a_stderr_without_reader_does_not_matter(subject: &Subject) -> Result<()> {
     let (reader, writer) = io::pipe()?;
     drop(reader);
-    let mut pause = subject.command().stderr(writer).spawn()?;
-    let pid = Pid::from_raw(pause.id() as i32);
-    wait_until("it sleeps", || is_asleep(pid))?;
-    kill(pid, Signal::SIGTERM)?;
-    let status = pause.wait()?;
-    ensure!(status.code() == Some(0), "{status}");
-    Ok(())
+    Outside::start(subject.command().stderr(writer))?.ends_well()
 }
 
 // Arguments.

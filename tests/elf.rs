@@ -8,7 +8,6 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use object::Endianness;
 use object::elf::{
     EM_AARCH64, EM_X86_64, ET_DYN, FileHeader64, Machine, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_LOAD,
-    ProgramHeader64,
 };
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use std::process::{Command, ExitCode, Output};
@@ -91,8 +90,7 @@ fn has_its_shape(target: &Target) -> Result<()> {
     let align = load.p_align(endian);
     ensure!(align.is_power_of_two() && align >= PAGE, "aligned to {align}");
 
-    let headers_end = (size_of::<FileHeader64<Endianness>>()
-        + headers.len() * size_of::<ProgramHeader64<Endianness>>()) as u64;
+    let headers_end = (size_of_val(file) + size_of_val(headers)) as u64;
     let entry = file.e_entry(endian);
     ensure!((headers_end..size).contains(&entry), "entry at {entry}");
     // Code begins where the headers end, and what follows the segment is the room of two section

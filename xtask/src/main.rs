@@ -1,6 +1,7 @@
 //! The workshop: everything that is done with the product and is not in it.
 
 mod demo;
+mod docs;
 mod image;
 mod size;
 
@@ -20,6 +21,8 @@ struct Cli {
 enum Task {
     /// Act out what a pause container is for, without root and without an engine
     Demo(demo::Args),
+    /// Fill in the tables of the documents
+    Docs(docs::Args),
     /// Write the image as one archive for every container engine
     Image(image::Args),
     /// Check the sizes of the image against their budgets
@@ -40,6 +43,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Demo(args) => demo::run(&args),
+        Task::Docs(args) => docs::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Size(args) => size::run(&args),
     }

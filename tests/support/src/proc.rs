@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// How long a state may take to come about. Only there to turn a hang into a failure: nothing here
 /// takes a hundredth of it.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `reached` says so.
 ///

@@ -3,7 +3,7 @@
 //! ordinary users make user namespaces.
 
 use crate::actor::{self, Part, play, spawn};
-use crate::proc::{is_asleep, wait_until};
+use crate::proc::{PATIENCE, is_asleep, wait_until};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -95,6 +95,7 @@ impl Setup {
     /// Says which step the kernel refused, and for the usual one what to do about it.
     pub fn start(self) -> Result<Sandbox> {
         let (near, far) = UnixStream::pair()?;
+        near.set_read_timeout(Some(PATIENCE))?;
         let mut launcher = actor::command("sandbox-launcher")
             .arg(if self.libraries { "libraries" } else { "scratch" })
             .args([self.preparation.as_os_str(), self.program.as_os_str()])
@@ -147,7 +148,7 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// When the launcher fails to tell.
+    /// When it does not go.
     pub fn wait(mut self) -> Result<(ExitStatus, String)> {
         let status = ExitStatus::from_raw(self.report()?);
         let mut said = Vec::new();
@@ -189,7 +190,7 @@ impl Sandbox {
     /// The next number from the launcher, or its complaint.
     fn report(&mut self) -> Result<i32> {
         let mut line = String::new();
-        self.reports.read_line(&mut line)?;
+        self.reports.read_line(&mut line).context("waited in vain for the sandbox")?;
         let line = line.trim_end();
         line.parse().map_err(|_| match line {
             "" => anyhow!("the sandbox's launcher died"),
