@@ -15,7 +15,7 @@ use nix::unistd::{Pid, execv, getppid};
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
@@ -98,6 +98,7 @@ const PARTS: &[Part] = &[
     ("no-sigchld-before", |_| refuse_disposition_of(libc::SIGCHLD)),
     ("folder-of-init", play_folder_of_init),
     ("burglar", play_burglar),
+    ("visitor", play_visitor),
     ("sleepers", play_sleepers),
     ("victim", play_victim),
     ("ancestor", play_ancestor),
@@ -435,6 +436,8 @@ fn the_same_user_cannot_look_inside(subject: &Subject) -> Result<()> {
     let sandbox = subject.asleep()?;
     let got_in = sandbox.act("burglar", &[])?;
     ensure!(got_in.is_empty(), "the burglar got in through {got_in}");
+    // The visitor dies with PID 1, maybe before it can report success.
+    sandbox.actor("visitor").status()?;
     let (status, stderr) = sandbox.wait()?;
     ensure!(status.code() == Some(0) && stderr == STOPPED, "{status}, {stderr:?}");
     Ok(())
@@ -448,9 +451,8 @@ fn play_victim(_: &[OsString]) -> Result<()> {
     }
 }
 
-/// Tries each door of PID 1 as the same user without privileges and names those that it got in by;
-/// then sends SIGTERM, which it may.
-fn play_burglar(_: &[OsString]) -> Result<()> {
+/// Becomes the user of PID 1, without privileges.
+fn become_same_user() -> Result<()> {
     use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
     if Uid::effective().is_root() {
         setgroups(&[])?;
@@ -460,6 +462,12 @@ fn play_burglar(_: &[OsString]) -> Result<()> {
     for set in [caps::CapSet::Effective, caps::CapSet::Permitted] {
         caps::clear(None, set)?;
     }
+    Ok(())
+}
+
+/// Tries each door of PID 1 and names those that it got in by.
+fn play_burglar(_: &[OsString]) -> Result<()> {
+    become_same_user()?;
     let init = Pid::from_raw(1);
     if nix::sys::ptrace::seize(init, nix::sys::ptrace::Options::empty()).is_ok() {
         print!("ptrace ");
@@ -477,8 +485,13 @@ fn play_burglar(_: &[OsString]) -> Result<()> {
             print!("{file} ");
         }
     }
-    io::stdout().flush()?;
-    Ok(kill(init, Signal::SIGTERM)?)
+    Ok(())
+}
+
+/// Sends SIGTERM to PID 1.
+fn play_visitor(_: &[OsString]) -> Result<()> {
+    become_same_user()?;
+    Ok(kill(Pid::from_raw(1), Signal::SIGTERM)?)
 }
 
 // Standard streams.
