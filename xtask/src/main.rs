@@ -1,10 +1,12 @@
 //! The workshop: everything that is done with the product and is not in it.
 
+mod demo;
 mod image;
 mod size;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use support::actor;
 
 /// The workshop of pause.
 #[derive(Parser)]
@@ -16,6 +18,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Act out what a pause container is for, without root and without an engine
+    Demo(demo::Args),
     /// Write the image as one archive for every container engine
     Image(image::Args),
     /// Check the sizes of the image against their budgets
@@ -23,6 +27,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    actor::take_the_stage(demo::PARTS);
     match run(Cli::parse().task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -34,6 +39,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
+        Task::Demo(args) => demo::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Size(args) => size::run(&args),
     }
