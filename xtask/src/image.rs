@@ -45,7 +45,7 @@ pub struct Args {
 /// What decides the bytes of the image, besides the sources.
 #[derive(clap::Args)]
 pub struct Recipe {
-    /// Reference of the image [default: localhost/pause:<version>]
+    /// Reference of the image [default: localhost/pause:VERSION]
     #[arg(long, value_name = "REFERENCE", value_parser = reference)]
     tag: Option<Reference>,
     /// Commit that the sources are of [default: what git says, if it says anything]

@@ -82,7 +82,7 @@ impl Setup {
         self
     }
 
-    /// Where stderr goes; without this [`Sandbox::stderr`] has it.
+    /// Where stderr goes; without this [`Sandbox::wait`] returns it.
     pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
         self.stderr = stderr.into();
         self
