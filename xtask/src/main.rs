@@ -1,5 +1,6 @@
 //! The workshop: everything that is done with the product and is not in it.
 
+mod engines;
 mod image;
 mod size;
 
@@ -16,6 +17,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Try the image on the container engines of this machine
+    Engines(engines::Args),
     /// Write the image as one archive for every container engine
     Image(image::Args),
     /// Check the sizes of the image against their budgets
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
+        Task::Engines(args) => engines::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Size(args) => size::run(&args),
     }
