@@ -1,29 +1,29 @@
 //! The image of the containers beside pause: busybox and nothing else.
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder, RootFsBuilder};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 use tar::{EntryType, Header};
 
 /// Its name.
 pub const REFERENCE: &str = "localhost/busybox:static";
 
-/// Makes its archive, in the format that every engine loads: that of `docker save`.
+/// Writes its archive to `path`, in the format that every engine loads: that of `docker save`.
 ///
 /// # Errors
 ///
-/// When busybox is not installed.
-pub fn archive() -> Result<Vec<u8>> {
-    let missing = "busybox is needed, as a static program: cargo xtask engines --install";
-    let path = which::which("busybox").context(missing)?;
-    let list = Command::new(&path).arg("--list").output().context(missing)?;
+/// When busybox cannot be run or read, or the file not be written.
+pub fn write(path: &Path) -> Result<()> {
+    let busybox = which::which("busybox")?;
+    let list = Command::new(&busybox).arg("--list").output()?;
     let applets = String::from_utf8(list.stdout)?;
 
     let mut layer = tar::Builder::new(Vec::new());
-    append(&mut layer, "bin/busybox", &fs::read(&path)?, 0o755)?;
+    append(&mut layer, "bin/busybox", &fs::read(&busybox)?, 0o755)?;
     // It names itself among them.
     for applet in applets.lines().filter(|applet| *applet != "busybox") {
         let mut header = Header::new_gnu();
@@ -46,7 +46,7 @@ pub fn archive() -> Result<Vec<u8>> {
     append(&mut archive, "manifest.json", manifest.to_string().as_bytes(), 0o644)?;
     append(&mut archive, "config.json", config.to_string()?.as_bytes(), 0o644)?;
     append(&mut archive, "layer.tar", &layer, 0o644)?;
-    Ok(archive.into_inner()?)
+    Ok(fs::write(path, archive.into_inner()?)?)
 }
 
 fn append(tar: &mut tar::Builder<Vec<u8>>, path: &str, bytes: &[u8], mode: u32) -> Result<()> {

@@ -61,7 +61,7 @@ impl Engine for Containerd {
     ];
 
     async fn start(stage: &Stage) -> Result<Self> {
-        daemon::require(&["containerd", "containerd-shim-runc-v2", "ctr", "runc"])?;
+        daemon::require(&["containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox"])?;
         let folder = Folder::new(Self::NAME)?;
         let config = folder.join("config.toml");
         fs::write(&config, configuration(&folder).await?)?;
@@ -83,7 +83,9 @@ impl Engine for Containerd {
             reference: stage.reference.clone(),
             binary: stage.binary.clone(),
         };
-        containerd.import(&stage.busybox).await?;
+        let busybox = containerd.daemon.folder().join("busybox.tar");
+        busybox::write(&busybox)?;
+        containerd.import(&busybox).await?;
         Ok(containerd)
     }
 
@@ -160,10 +162,11 @@ fn network(folder: &Folder) -> Value {
     })
 }
 
-/// How a kubelet asks for `shareProcessNamespace`.
-fn namespaces() -> Option<NamespaceOption> {
-    let mode = NamespaceMode::Pod.into();
-    Some(NamespaceOption { network: mode, pid: mode, ipc: mode, ..Default::default() })
+/// How a kubelet asks for the namespaces of a pod, and with `pid` set to the pod for
+/// `shareProcessNamespace`.
+fn namespaces(pid: NamespaceMode) -> Option<NamespaceOption> {
+    let pod = NamespaceMode::Pod.into();
+    Some(NamespaceOption { network: pod, ipc: pod, pid: pid.into(), ..Default::default() })
 }
 
 impl Containerd {
@@ -223,7 +226,7 @@ impl Containerd {
     async fn pod(&self) -> Result<()> {
         let sandbox = self.run_pod("pod").await?;
         let pause = self.asleep(&sandbox).await?;
-        let beside = self.run(&sandbox, "pod", "beside", 0).await?;
+        let beside = self.run(&sandbox, "pod", 0, NamespaceMode::Pod).await?;
 
         let shared = host::namespaces(pause.process(), &SHARED)?;
         same("the namespaces", self.container_namespaces(&beside).await?, shared.clone())?;
@@ -232,6 +235,9 @@ impl Containerd {
 
         pod::init(async |script| self.shell(&beside, script).await).await?;
         pod::reaps(&pause, async |script| self.shell(&beside, script).await).await?;
+
+        let careless = self.run(&sandbox, "pod", 0, NamespaceMode::Container).await?;
+        pod::does_not_reap(async |script| self.shell(&careless, script).await).await?;
         self.remove(&sandbox).await
     }
 
@@ -241,7 +247,7 @@ impl Containerd {
         let shared = host::namespaces(pause.process(), &SHARED)?;
         let address = self.address(&sandbox).await?;
 
-        let first = self.run(&sandbox, "replace", "container", 0).await?;
+        let first = self.run(&sandbox, "replace", 0, NamespaceMode::Pod).await?;
         kill(Pid::from_raw(self.pid(&first).await?), Signal::SIGKILL)?;
         until("the container is gone", async || {
             let (state, _) = self.container(&first).await?;
@@ -249,7 +255,7 @@ impl Containerd {
         })
         .await?;
 
-        let second = self.run(&sandbox, "replace", "container", 1).await?;
+        let second = self.run(&sandbox, "replace", 1, NamespaceMode::Pod).await?;
         same("the namespaces", self.container_namespaces(&second).await?, shared)?;
         same("the pod's address", self.address(&sandbox).await?, address.clone())?;
         let seen = self.shell(&second, "ip -4 -o address show dev eth0").await?;
@@ -294,7 +300,7 @@ impl Containerd {
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: self.daemon.folder().cgroup.clone(),
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: namespaces(),
+                    namespace_options: namespaces(NamespaceMode::Pod),
                     // The runtime's default.
                     seccomp: Some(SecurityProfile::default()),
                     ..Default::default()
@@ -322,16 +328,23 @@ impl Containerd {
         Ok(())
     }
 
-    /// Starts a container of busybox in a pod and returns its ID.
-    async fn run(&self, sandbox: &str, pod: &str, name: &str, attempt: u32) -> Result<String> {
+    /// Starts a container of busybox in the pod `pod`, and returns its ID. `pid` says whose PID 1 it
+    /// sees, the pod's or itself.
+    async fn run(
+        &self,
+        sandbox: &str,
+        pod: &str,
+        attempt: u32,
+        pid: NamespaceMode,
+    ) -> Result<String> {
         let image = ImageSpec { image: busybox::REFERENCE.to_owned(), ..Default::default() };
         let security_context = LinuxContainerSecurityContext {
-            namespace_options: namespaces(),
+            namespace_options: namespaces(pid),
             seccomp: Some(SecurityProfile::default()),
             ..Default::default()
         };
         let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: name.to_owned(), attempt }),
+            metadata: Some(ContainerMetadata { name: format!("{pid:?}"), attempt }),
             image: Some(image),
             command: ["sleep", "infinity"].map(str::to_owned).into(),
             linux: Some(LinuxContainerConfig {

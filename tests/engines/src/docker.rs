@@ -49,7 +49,7 @@ impl Engine for Docker {
     ];
 
     async fn start(stage: &Stage) -> Result<Self> {
-        daemon::require(&["docker", "dockerd", "containerd", "runc", "iptables"])?;
+        daemon::require(&["docker", "dockerd", "containerd", "runc", "iptables", "busybox"])?;
         let folder = Folder::new(Self::NAME)?;
         let settings = json!({
             "data-root": folder.join("data"),
@@ -73,7 +73,9 @@ impl Engine for Docker {
             version: stage.version().to_owned(),
             binary: stage.binary.clone(),
         };
-        docker.import(&stage.busybox).await?;
+        let busybox = docker.daemon.folder().join("busybox.tar");
+        busybox::write(&busybox)?;
+        docker.import(&busybox).await?;
         Ok(docker)
     }
 

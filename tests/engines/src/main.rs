@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn run(args: Args) -> anyhow::Result<ExitCode> {
     host::adopt()?;
-    let stage = Stage::set(args.image, args.reference, args.binary)?;
+    let stage = Stage::set(args.image, args.reference, &args.binary)?;
     let mut report = Report::new(args.require, args.filter)?;
     report.on::<Docker>(&stage).await;
     report.on::<Containerd>(&stage).await;

@@ -71,11 +71,15 @@ impl Report {
             Ok(())
         })
         .await;
+        let absent = match self.outcomes.last() {
+            Some((_, _, Outcome::Skipped(reason))) => reason.clone(),
+            _ => "it did not start".to_owned(),
+        };
         for (scenario, scene) in [first].into_iter().chain(rest) {
             let run = async {
                 match &engine {
                     Some(engine) => scene(engine).await,
-                    None => Err(Skip("it did not start".to_owned()).into()),
+                    None => Err(Skip(absent.clone()).into()),
                 }
             };
             self.play(E::NAME, *scenario, run).await;
@@ -129,17 +133,18 @@ impl Report {
     pub fn close(self) -> ExitCode {
         println!("\n{}\n", self.matrix());
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+        let mut told = None;
         for (engine, scenario, outcome) in &self.outcomes {
-            match outcome {
-                Outcome::Passed => passed += 1,
-                Outcome::Failed(reason) => {
-                    failed += 1;
-                    println!("{engine} {scenario} failed: {reason}\n");
-                }
-                Outcome::Skipped(reason) => {
-                    skipped += 1;
-                    println!("{engine} {scenario} skipped: {reason}\n");
-                }
+            let (count, reason) = match outcome {
+                Outcome::Passed => (&mut passed, None),
+                Outcome::Failed(reason) => (&mut failed, Some(("failed", reason))),
+                Outcome::Skipped(reason) => (&mut skipped, Some(("skipped", reason))),
+            };
+            *count += 1;
+            if let Some((how, reason)) = reason
+                && told.replace((engine, reason)) != Some((engine, reason))
+            {
+                println!("{engine} {scenario} {how}: {reason}\n");
             }
         }
         let good = failed == 0 && self.signals.seen.is_none();

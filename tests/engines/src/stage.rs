@@ -1,10 +1,8 @@
 //! What every engine is given.
 
-use crate::busybox;
 use anyhow::{Context, Result};
 use std::fs;
-use std::path::PathBuf;
-use tempfile::TempDir;
+use std::path::{Path, PathBuf};
 
 /// What every engine is given.
 pub struct Stage {
@@ -14,10 +12,6 @@ pub struct Stage {
     pub reference: String,
     /// The bytes of `/pause` in it.
     pub binary: Vec<u8>,
-    /// The archive of the image that the containers beside it are made from:
-    /// [`busybox::REFERENCE`].
-    pub busybox: PathBuf,
-    _folder: TempDir,
 }
 
 impl Stage {
@@ -25,13 +19,10 @@ impl Stage {
     ///
     /// # Errors
     ///
-    /// When a file cannot be read or written, or busybox is not installed.
-    pub fn set(image: PathBuf, reference: String, binary: PathBuf) -> Result<Self> {
-        let binary = fs::read(&binary).with_context(|| format!("cannot read {binary:?}"))?;
-        let folder = tempfile::Builder::new().prefix("pause-engines-").tempdir()?;
-        let busybox = folder.path().join("busybox.tar");
-        fs::write(&busybox, busybox::archive()?)?;
-        Ok(Self { image, reference, binary, busybox, _folder: folder })
+    /// When that cannot be read.
+    pub fn set(image: PathBuf, reference: String, binary: &Path) -> Result<Self> {
+        let binary = fs::read(binary).with_context(|| format!("cannot read {binary:?}"))?;
+        Ok(Self { image, reference, binary })
     }
 
     /// The version that the image's name ends in.
