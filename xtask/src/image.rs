@@ -33,7 +33,7 @@ const USER: &str = "65535:65535";
 const LAST_TIME: u64 = 0o777_7777_7777;
 
 /// The command line of `cargo xtask image`.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Args {
     #[command(flatten)]
     recipe: Recipe,
@@ -43,7 +43,7 @@ pub struct Args {
 }
 
 /// What decides the bytes of the image, besides the sources.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub struct Recipe {
     /// Reference of the image [default: localhost/pause:VERSION]
     #[arg(long, value_name = "REFERENCE", value_parser = reference)]
@@ -92,13 +92,7 @@ pub struct Sizes {
 ///
 /// When the binary cannot be built, or the file not be written. There is then no new file.
 pub fn run(args: &Args) -> Result<()> {
-    let project = Project::find()?;
-    let image = Image::build(&args.recipe, &project)?;
-    let default = || project.metadata.target_directory.join("image/pause.tar").into();
-    let output = args.output.clone().unwrap_or_else(default);
-    write(&output, &image.archive)
-        .with_context(|| format!("cannot write the image to {}", output.display()))?;
-
+    let (image, output) = make(args)?;
     for (part, bytes) in [
         ("binary", image.sizes.binary),
         ("layer", image.sizes.layer),
@@ -114,6 +108,21 @@ pub fn run(args: &Args) -> Result<()> {
     println!("{:16} {}", "revision", image.revision.as_deref().unwrap_or("unknown"));
     println!("{:16} {}", "written to", output.display());
     Ok(())
+}
+
+/// Writes the image to a file, and returns both.
+///
+/// # Errors
+///
+/// When the binary cannot be built, or the file not be written. There is then no new file.
+pub fn make(args: &Args) -> Result<(Image, PathBuf)> {
+    let project = Project::find()?;
+    let image = Image::build(&args.recipe, &project)?;
+    let default = || project.metadata.target_directory.join("image/pause.tar").into();
+    let output = args.output.clone().unwrap_or_else(default);
+    write(&output, &image.archive)
+        .with_context(|| format!("cannot write the image to {}", output.display()))?;
+    Ok((image, output))
 }
 
 /// What cargo knows of the product.

@@ -2,6 +2,7 @@
 
 mod demo;
 mod docs;
+mod engines;
 mod image;
 mod size;
 
@@ -23,6 +24,8 @@ enum Task {
     Demo(demo::Args),
     /// Fill in the tables of the documents
     Docs(docs::Args),
+    /// Try the image on the container engines of this machine
+    Engines(engines::Args),
     /// Write the image as one archive for every container engine
     Image(image::Args),
     /// Check the sizes of the image against their budgets
@@ -44,6 +47,7 @@ fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Demo(args) => demo::run(&args),
         Task::Docs(args) => docs::run(&args),
+        Task::Engines(args) => engines::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Size(args) => size::run(&args),
     }

@@ -3,6 +3,7 @@
 
 pub mod actor;
 pub mod artifact;
+pub mod engine;
 pub mod orphans;
 pub mod proc;
 pub mod sandbox;

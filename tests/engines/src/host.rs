@@ -1,0 +1,143 @@
+//! What the host's /proc tells of processes, whichever container they are in.
+
+use crate::wait::until;
+use anyhow::{Context, Result, ensure};
+use nix::libc;
+use nix::sys::signal::Signal;
+use procfs::ProcError;
+use procfs::process::{Process, Syscall, all_processes};
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::fs;
+
+/// The call that pause sleeps in.
+#[cfg(target_arch = "x86_64")]
+const SLEEP: libc::c_long = libc::SYS_pause;
+#[cfg(not(target_arch = "x86_64"))]
+const SLEEP: libc::c_long = libc::SYS_ppoll;
+
+/// A pause process that sleeps.
+pub struct Pause(Process);
+
+impl Pause {
+    /// Waits until the process `pid` is pause, has done everything that it does before it sleeps,
+    /// and sleeps. It has to be `binary`, run by the image's user.
+    ///
+    /// # Errors
+    ///
+    /// When it ends before that, or is another program or another user's.
+    pub async fn asleep(pid: i32, binary: &[u8]) -> Result<Self> {
+        let process = Process::new(pid)?;
+        until("pause sleeps", async || {
+            let status = process.status()?;
+            let has = |set: u64, signal: Signal| set & (1 << (signal as i32 - 1)) != 0;
+            let ready = has(status.sigcgt, Signal::SIGTERM)
+                && has(status.sigcgt, Signal::SIGINT)
+                && has(status.sigign, Signal::SIGCHLD)
+                && matches!(process.syscall()?,
+                    Syscall::Blocked { syscall_number, .. } if syscall_number == SLEEP);
+            Ok(ready.then_some(()))
+        })
+        .await?;
+        same("the command line", process.cmdline()?, vec!["/pause".to_owned()])?;
+        let status = process.status()?;
+        same("the user and the group", (status.euid, status.egid), (65535, 65535))?;
+        ensure!(fs::read(format!("/proc/{pid}/exe"))? == binary, "the program is another one");
+        Ok(Self(process))
+    }
+
+    /// The process, for more questions.
+    pub fn process(&self) -> &Process {
+        &self.0
+    }
+
+    /// How often it went to sleep or was preempted: what moves when it is woken.
+    ///
+    /// # Errors
+    ///
+    /// When it has ended.
+    pub fn switches(&self) -> Result<(u64, u64)> {
+        let status = self.0.status()?;
+        status
+            .voluntary_ctxt_switches
+            .zip(status.nonvoluntary_ctxt_switches)
+            .context("the kernel does not count context switches")
+    }
+}
+
+/// The namespaces of `kinds` (`net`, `ipc`, ...) that `process` lives in, by their numbers.
+///
+/// # Errors
+///
+/// When it has ended, or there is no such kind.
+pub fn namespaces(process: &Process, kinds: &[&str]) -> Result<Vec<u64>> {
+    let namespaces = process.namespaces()?.0;
+    kinds
+        .iter()
+        .map(|kind| {
+            let namespace = namespaces.iter().find(|(name, _)| name.as_os_str() == *kind);
+            Ok(namespace.with_context(|| format!("no namespace of kind {kind}"))?.1.identifier)
+        })
+        .collect()
+}
+
+/// The processes that descend from this one and have not ended. This one adopts orphans among them
+/// ([`adopt`]), so that none gets out of sight.
+///
+/// # Errors
+///
+/// When /proc cannot be read.
+pub fn descendants() -> Result<HashMap<i32, String>> {
+    let mut children: HashMap<i32, Vec<_>> = HashMap::new();
+    for process in all_processes()? {
+        match process.and_then(|process| process.stat()) {
+            Ok(stat) => {
+                children.entry(stat.ppid).or_default().push((stat.pid, stat.state, stat.comm))
+            }
+            Err(ProcError::NotFound(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let mut found = HashMap::new();
+    let mut parents = vec![std::process::id() as i32];
+    while let Some(parent) = parents.pop() {
+        for (pid, state, name) in children.remove(&parent).unwrap_or_default() {
+            parents.push(pid);
+            if state != 'Z' {
+                found.insert(pid, name);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Makes this process the parent of every orphan among its descendants.
+///
+/// # Errors
+///
+/// None that Linux since 3.4 knows.
+pub fn adopt() -> Result<()> {
+    Ok(nix::sys::prctl::set_child_subreaper(true)?)
+}
+
+/// The mounts and the network interfaces that `process` sees.
+///
+/// # Errors
+///
+/// When it has ended.
+pub fn surroundings(process: &Process) -> Result<HashSet<String>> {
+    let mounts = process.mountinfo()?;
+    let mounts = mounts.iter().map(|mount| format!("mount {}", mount.mount_point.display()));
+    let links = process.dev_status()?;
+    Ok(mounts.chain(links.keys().map(|link| format!("network interface {link}"))).collect())
+}
+
+/// Fails, with both of them, unless what was seen is what was expected.
+///
+/// # Errors
+///
+/// That.
+pub fn same<T: PartialEq + Debug>(what: &str, seen: T, expected: T) -> Result<()> {
+    ensure!(seen == expected, "{what}: {seen:?}, where {expected:?} was expected");
+    Ok(())
+}

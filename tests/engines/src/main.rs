@@ -1,0 +1,61 @@
+//! The image on real container engines: `cargo xtask engines` builds it and runs this.
+
+mod busybox;
+mod containerd;
+mod daemon;
+mod docker;
+mod host;
+mod pod;
+mod report;
+mod scenario;
+mod stage;
+mod toolchain;
+mod wait;
+
+use clap::Parser;
+use containerd::Containerd;
+use docker::Docker;
+use report::Report;
+use stage::Stage;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Tries an image on real container engines.
+#[derive(Parser)]
+struct Args {
+    /// Archive of the image
+    #[arg(long, value_name = "FILE")]
+    image: PathBuf,
+    /// Name that the archive gives the image
+    #[arg(long)]
+    reference: String,
+    /// The program that the image was made with
+    #[arg(long, value_name = "FILE")]
+    binary: PathBuf,
+    /// Engines that must not be skipped
+    #[arg(long, value_name = "ENGINE", value_delimiter = ',')]
+    require: Vec<support::engine::Engine>,
+    /// Run only what has this in its name, such as docker::stop
+    #[arg(default_value = "")]
+    filter: String,
+}
+
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    host::adopt()?;
+    let stage = Stage::set(args.image, args.reference, &args.binary)?;
+    let mut report = Report::new(args.require, args.filter)?;
+    report.on::<Docker>(&stage).await;
+    report.on::<Containerd>(&stage).await;
+    Ok(report.close())
+}

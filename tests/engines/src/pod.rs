@@ -1,0 +1,85 @@
+//! What a pod expects of its PID 1, whichever engine made it. The commands run in a container of the
+//! pod: `shell` runs a script there and returns what it prints.
+
+use crate::host::{Pause, same};
+use crate::wait::until;
+use anyhow::{Context, Result, ensure};
+use procfs::FromRead;
+use procfs::process::Stat;
+
+/// How many.
+const ORPHANS: usize = 2_000;
+
+/// PID 1 is `/pause`, as the image's user, where the container's own `ps` looks.
+///
+/// # Errors
+///
+/// When it is not.
+pub async fn init(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+    let list = shell("ps -o pid,user,args").await?;
+    let init = list
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|columns| columns.first() == Some(&"1"))
+        .with_context(|| format!("ps shows no PID 1:\n{list}"))?;
+    same("PID 1 in ps", init, vec!["1", "65535", "/pause"])
+}
+
+/// Orphans end in the pod, nothing of them remains, and nobody woke pause for it.
+///
+/// # Errors
+///
+/// When zombies remain, or pause was woken.
+pub async fn reaps(pause: &Pause, shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+    let before = pause.switches()?;
+    make_orphans(&shell).await?;
+    until("every orphan is gone", async || Ok(orphans(&shell).await?.is_empty().then_some(())))
+        .await?;
+    same("context switches of pause", pause.switches()?, before)
+}
+
+/// The counterpart, without which [`reaps`] proves nothing: where PID 1 does not reap, the same
+/// orphans do remain, and are found.
+///
+/// # Errors
+///
+/// When they are not.
+pub async fn does_not_reap(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+    make_orphans(&shell).await?;
+    until("every orphan is a zombie", async || {
+        let zombies = orphans(&shell).await?.iter().filter(|orphan| orphan.state == 'Z').count();
+        Ok((zombies == ORPHANS).then_some(()))
+    })
+    .await
+}
+
+/// Forks twice for each orphan: its parent ends at once.
+async fn make_orphans(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+    // The last field of loadavg is the newest PID of the namespace.
+    let script =
+        format!("cat /proc/loadavg; for i in $(seq {ORPHANS}); do (: &); done; cat /proc/loadavg");
+    let said = shell(&script).await?;
+    let pids = said
+        .lines()
+        .map(|line| Ok(line.rsplit(' ').next().unwrap_or_default().parse()?))
+        .collect::<Result<Vec<usize>>>()
+        .with_context(|| format!("cannot read {said:?}"))?;
+    ensure!(
+        matches!(pids[..], [before, after] if after - before >= 2 * ORPHANS),
+        "the PIDs {pids:?} leave no room for {ORPHANS} orphans"
+    );
+    Ok(())
+}
+
+/// The processes whose parent is PID 1. What engines put into a pod has a parent outside of it.
+async fn orphans(shell: impl AsyncFn(&str) -> Result<String>) -> Result<Vec<Stat>> {
+    // Some end while cat is on its way.
+    let stats = shell("cat /proc/[0-9]*/stat 2>/dev/null || true").await?;
+    let stats: Vec<_> = stats
+        .lines()
+        .map(|line| Stat::from_read(line.as_bytes()))
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("cannot read {stats:?}"))?;
+    ensure!(stats.iter().any(|stat| stat.pid == 1), "PID 1 is not in /proc");
+    Ok(stats.into_iter().filter(|stat| stat.ppid == 1).collect())
+}

@@ -1,0 +1,26 @@
+#!/bin/sh
+# Packs what builds Rust from this Debian machine. Run it in the project, so that rustup picks the
+# pinned toolchain. Usage: toolchain-image.sh OUTPUT.tar
+set -eu
+output=$1
+sysroot=$(rustc --print sysroot)
+cargo_home=${CARGO_HOME:-$HOME/.cargo}
+collect2=$(gcc -print-prog-name=collect2)
+{
+    printf '%s\n' /bin /lib /lib64 /bin/sh /usr/bin/dash /usr/bin/chmod /usr/bin/cc /etc/alternatives/cc
+    gcc=$(gcc -dumpversion)
+    dpkg -L gcc "gcc-$gcc" "libgcc-$gcc-dev" libgcc-s1 libc6 libc6-dev
+    for program in /bin/sh /bin/chmod "$(readlink -f /usr/bin/gcc)" "$collect2" \
+            "$sysroot/bin/rustc" "$sysroot/bin/cargo"; do
+        ldd "$program" | grep -o '/[^ ]*'
+    done | while read -r library; do echo "$library"; readlink -f "$library"; done
+} |
+    # One name for each file, or tar would write through /bin and /lib, which are links.
+    sed -E 's#^/(bin|lib|lib64)/#/usr/\1/#' |
+    grep -v -e '^/usr/share/' -e '^/usr/include/' -e "^$sysroot" -e 'lib[atlu]*san' -e '/lto1' -e lto-dump | sort -u |
+    while read -r path; do
+        if [ -L "$path" ] || [ -f "$path" ]; then echo "${path#/}"; fi
+    done |
+    tar -C / --no-recursion -cf "$output" -T -
+tar -C "$sysroot" --transform 's,^,usr/local/rust/,S' -rf "$output" bin/cargo bin/rustc lib
+tar -C "$cargo_home" --transform 's,^,usr/local/cargo/,S' -rf "$output" registry/index registry/cache

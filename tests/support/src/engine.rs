@@ -1,0 +1,40 @@
+//! The container engines that the image is tried on.
+
+use anyhow::{Error, Result, anyhow};
+use std::fmt::{self, Display, Formatter};
+use std::str::FromStr;
+
+/// A container engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Docker: its daemon, driven by its command line.
+    Docker,
+    /// containerd's CRI plugin, driven over its socket as a kubelet does.
+    Containerd,
+}
+
+impl Engine {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Docker, Self::Containerd];
+}
+
+impl Display for Engine {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.pad(match self {
+            Self::Docker => "docker",
+            Self::Containerd => "containerd",
+        })
+    }
+}
+
+impl FromStr for Engine {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let known = || Self::ALL.map(|engine| engine.to_string()).join(", ");
+        Self::ALL
+            .into_iter()
+            .find(|engine| engine.to_string() == name)
+            .ok_or_else(|| anyhow!("no such engine; there are {}", known()))
+    }
+}
