@@ -1,0 +1,81 @@
+//! powerpc64, little endian: entry, system call, and what only this architecture needs.
+
+use core::arch::{asm, global_asm};
+use core::ffi::{c_long, c_ulong};
+use core::mem::MaybeUninit;
+
+// Functions find what they refer to by the TOC pointer in r2. Here it is made from the entry's own
+// address, which the kernel leaves in r12 (arch/powerpc/kernel/process.c, `start_thread`), as it
+// does for a signal's handler. Behind it there is a header and nothing else, which the linker makes
+// and nobody reads; `got_header` allows for it in pause.ld.
+//
+// A caller leaves 32 bytes at the end of its frame, into which the function it calls saves registers
+// (64-bit ELF V2 ABI, 2.2.3): without them `start` would save its own over argv.
+global_asm!(
+    ".globl got_header",
+    ".set got_header, 8",
+    ".section .text._start, \"ax\", @progbits",
+    ".globl _start",
+    "_start:",
+    "addis 2, 12, .TOC.-_start@ha",
+    "addi 2, 2, .TOC.-_start@l",
+    "mr 3, 1",
+    "li 0, 0",
+    "stdu 0, -32(1)",
+    "bl {start}",
+    start = sym super::start,
+);
+
+/// Calls the kernel: syscall(2), and Documentation/arch/powerpc/syscall64-abi.rst of the kernel.
+///
+/// # Safety
+///
+/// The arguments that `number` takes are initialized and right for it.
+#[inline(always)]
+pub unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isize {
+    let [first, second, third, fourth] = arguments;
+    let result: usize;
+    // SAFETY: the caller's promise; the kernel changes what a function call may change but the link
+    // register, and no stack. It marks an error in cr0 and returns the errno, which is made negative
+    // here as it is elsewhere.
+    unsafe {
+        asm!(
+            "sc",
+            "bns+ 2f",
+            "neg 3, 3",
+            "2:",
+            inlateout("r0") number => _,
+            inlateout("r3") first => result,
+            inlateout("r4") second => _,
+            inlateout("r5") third => _,
+            inlateout("r6") fourth => _,
+            lateout("r7") _,
+            lateout("r8") _,
+            lateout("r9") _,
+            lateout("r10") _,
+            lateout("r11") _,
+            lateout("r12") _,
+            lateout("cr0") _,
+            lateout("cr1") _,
+            lateout("cr5") _,
+            lateout("cr6") _,
+            lateout("cr7") _,
+            lateout("ctr") _,
+            lateout("xer") _,
+            options(nostack),
+        );
+    }
+    result as isize
+}
+
+/// The call that sleeps.
+pub const SYS_PAUSE: c_long = libc::SYS_pause;
+
+/// Its arguments.
+pub const NO_ARGUMENTS: [usize; 0] = [];
+
+/// `sa_restorer` of the kernel's `struct sigaction`.
+pub type Restorer = usize;
+
+/// No flag: handlers return through the vDSO, those that do.
+pub const SA_RESTORER: c_ulong = 0;
