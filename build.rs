@@ -1,25 +1,43 @@
 //! Picks the flavor and, for the freestanding one, tells the linker how to make its file.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::{env, fs, io};
 
 fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=src/sys/freestanding");
-    println!("cargo::rustc-check-cfg=cfg(flavor, values(\"freestanding\", \"hosted\", \"none\"))");
+    println!("cargo::rustc-check-cfg=cfg(flavor, values(\"freestanding\", \"hosted\"))");
 
     let freestanding = Path::new(&variable("CARGO_MANIFEST_DIR")).join("src/sys/freestanding");
     let arch = variable("CARGO_CFG_TARGET_ARCH");
 
+    let freestands = variable("CARGO_CFG_TARGET_OS") == "linux"
+        && freestanding.join(&arch).with_extension("rs").exists()
+        && (arch != "powerpc64" || variable("CARGO_CFG_TARGET_ENDIAN") == "little");
+
+    // Errors of this script and not `compile_error!`, which the compiler would follow up with a page
+    // of others.
     let flavor = if env::var_os("CARGO_FEATURE_HOSTED").is_some() {
-        if env::var_os("CARGO_CFG_UNIX").is_some() { "hosted" } else { "none" }
-    } else if variable("CARGO_CFG_TARGET_OS") == "linux"
-        && freestanding.join(arch).with_extension("rs").exists()
-    {
+        if env::var_os("CARGO_CFG_UNIX").is_none() {
+            println!("cargo::error=the hosted flavor needs a Unix");
+        }
+        "hosted"
+    } else {
+        if !freestands {
+            println!(
+                "cargo::error=pause has no freestanding flavor for this target: build it with \
+                 `--features hosted` if the target is a Unix with std, or add its \
+                 src/sys/freestanding/<arch>.rs"
+            );
+        } else if arch == "powerpc64" && minor_version()? < 95 {
+            println!(
+                "cargo::error=asm! is stable on powerpc64 from Rust 1.95 on: build pause with that \
+                 or a later one, or with `--features hosted`"
+            );
+        }
         link(&freestanding.join("pause.ld"))?;
         "freestanding"
-    } else {
-        "none"
     };
     println!("cargo::rustc-cfg=flavor=\"{flavor}\"");
     Ok(())
@@ -51,6 +69,14 @@ fn link(script: &Path) -> io::Result<()> {
     }
     println!("cargo::rustc-link-arg-bins=-L{}", empty.display());
     Ok(())
+}
+
+/// The number after the first dot of the compiler's version.
+fn minor_version() -> io::Result<u32> {
+    let output = Command::new(variable("RUSTC")).arg("--version").output()?;
+    let version = String::from_utf8_lossy(&output.stdout);
+    let minor = version.split('.').nth(1).and_then(|minor| minor.parse().ok());
+    minor.ok_or_else(|| io::Error::other(format!("rustc --version says {version:?}")))
 }
 
 /// A variable that cargo sets for build scripts.

@@ -11,12 +11,6 @@ mod hosted;
 #[cfg(flavor = "hosted")]
 pub use hosted::*;
 
-#[cfg(flavor = "none")]
-compile_error!(
-    "pause has no freestanding flavor for this target: build it with `--features hosted` if the \
-     target is a Unix with std, or add its src/sys/freestanding/<arch>.rs"
-);
-
 /// The kernel said no. Its errno is dropped: there is no error that the process would meet in a way
 /// of its own.
 #[derive(Debug)]

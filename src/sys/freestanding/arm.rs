@@ -6,12 +6,12 @@ use core::ffi::{c_int, c_long, c_ulong};
 use core::mem::MaybeUninit;
 
 // At the entry the stack pointer is aligned to 16 bytes (the kernel's fs/binfmt_elf.c,
-// `STACK_ROUND`); AAPCS32, 6.2.1.2, wants 8. The type tells the linker to set the lowest bit of the
-// address in Thumb mode, by which the kernel knows the mode.
+// `STACK_ROUND`); AAPCS32, 6.2.1.2, wants 8. This much is always in ARM mode, so the kernel need not
+// be told of another; the linker makes a `blx` of the `bl` where Rust is compiled to Thumb.
 global_asm!(
     ".section .text._start, \"ax\", %progbits",
     ".globl _start",
-    ".type _start, %function",
+    ".arm",
     "_start:",
     "mov r0, sp",
     "bl {start}",
