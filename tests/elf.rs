@@ -5,11 +5,12 @@
 
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use object::Endianness;
 use object::elf::{
-    EM_AARCH64, EM_X86_64, ET_DYN, FileHeader64, Machine, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_LOAD,
+    EM_AARCH64, EM_ARM, EM_LOONGARCH, EM_PPC64, EM_RISCV, EM_S390, EM_X86_64, ET_DYN, FileHeader32,
+    FileHeader64, Machine, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_LOAD,
 };
-use object::read::elf::{FileHeader as _, ProgramHeader as _};
+use object::read::elf::{FileHeader, ProgramHeader as _};
+use object::{Endianness, FileKind};
 use std::process::{Command, ExitCode, Output};
 use std::{env, fs};
 use support::artifact::{self, Flavor};
@@ -24,6 +25,13 @@ struct Target {
 const TARGETS: &[Target] = &[
     Target { triple: "x86_64-unknown-linux-gnu", machine: EM_X86_64, budget: 1536 },
     Target { triple: "aarch64-unknown-linux-gnu", machine: EM_AARCH64, budget: 2048 },
+    Target { triple: "armv7-unknown-linux-gnueabihf", machine: EM_ARM, budget: 2048 },
+    // The same in Thumb mode.
+    Target { triple: "thumbv7neon-unknown-linux-gnueabihf", machine: EM_ARM, budget: 2048 },
+    Target { triple: "loongarch64-unknown-linux-gnu", machine: EM_LOONGARCH, budget: 2048 },
+    Target { triple: "powerpc64le-unknown-linux-gnu", machine: EM_PPC64, budget: 2048 },
+    Target { triple: "riscv64gc-unknown-linux-gnu", machine: EM_RISCV, budget: 2048 },
+    Target { triple: "s390x-unknown-linux-gnu", machine: EM_S390, budget: 2048 },
 ];
 
 /// The smallest page of any architecture.
@@ -65,7 +73,16 @@ fn has_its_shape(target: &Target) -> Result<()> {
         artifact::build_for(target.triple)?
     };
     let bytes = fs::read(path)?;
-    let file = FileHeader64::<Endianness>::parse(&*bytes)?;
+    match FileKind::parse(&*bytes)? {
+        FileKind::Elf32 => is_in_shape::<FileHeader32<Endianness>>(&bytes, target),
+        FileKind::Elf64 => is_in_shape::<FileHeader64<Endianness>>(&bytes, target),
+        other => bail!("{other:?}"),
+    }
+}
+
+/// The same for either size of address and either order of bytes.
+fn is_in_shape<H: FileHeader<Endian = Endianness>>(bytes: &[u8], target: &Target) -> Result<()> {
+    let file = H::parse(bytes)?;
     let endian = file.endian()?;
     ensure!(bytes.len() <= target.budget, "{} bytes", bytes.len());
     ensure!(file.e_machine(endian) == target.machine, "{:?}", file.e_machine(endian));
@@ -73,25 +90,31 @@ fn has_its_shape(target: &Target) -> Result<()> {
     // Position-independent, and nothing in it depends on the position.
     ensure!(file.e_type(endian) == ET_DYN, "type {}", file.e_type(endian));
     // Without sections there are no symbols, no relocations and no debug information either.
-    ensure!(file.e_shnum(endian) == 0 && file.e_shoff(endian) == 0, "there are sections");
+    ensure!(file.e_shnum(endian) == 0 && file.e_shoff(endian).into() == 0, "there are sections");
 
     // Only these two headers: no interpreter, no dynamic section, no note, no other segment.
-    let headers = file.program_headers(endian, &*bytes)?;
+    let headers = file.program_headers(endian, bytes)?;
     let [load, stack] = headers else { bail!("{} program headers", headers.len()) };
     ensure!(load.p_type(endian) == PT_LOAD, "first header: {}", load.p_type(endian));
     ensure!(stack.p_type(endian) == PT_GNU_STACK, "second header: {}", stack.p_type(endian));
     ensure!(load.p_flags(endian) == PF_R | PF_X, "segment flags {}", load.p_flags(endian));
     ensure!(stack.p_flags(endian) == PF_R | PF_W, "stack flags {}", stack.p_flags(endian));
 
-    let size = load.p_filesz(endian);
-    ensure!(load.p_offset(endian) == 0 && load.p_vaddr(endian) == 0, "not from the file's start");
-    ensure!(size == load.p_memsz(endian), "{size} bytes of {}", load.p_memsz(endian));
+    let [offset, address, size, memory, align] = [
+        load.p_offset(endian),
+        load.p_vaddr(endian),
+        load.p_filesz(endian),
+        load.p_memsz(endian),
+        load.p_align(endian),
+    ]
+    .map(Into::<u64>::into);
+    ensure!(offset == 0 && address == 0, "not from the file's start");
+    ensure!(size == memory, "{size} bytes of {memory}");
     ensure!(size < PAGE, "{size} bytes are not less than a page");
-    let align = load.p_align(endian);
     ensure!(align.is_power_of_two() && align >= PAGE, "aligned to {align}");
 
     let headers_end = (size_of_val(file) + size_of_val(headers)) as u64;
-    let entry = file.e_entry(endian);
+    let entry = file.e_entry(endian).into();
     ensure!((headers_end..size).contains(&entry), "entry at {entry}");
     // Code begins where the headers end, and what follows the segment is the room of two section
     // headers that the linker reserves and leaves empty.

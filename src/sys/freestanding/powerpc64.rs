@@ -6,14 +6,14 @@ use core::mem::MaybeUninit;
 
 // Functions find what they refer to by the TOC pointer in r2. Here it is made from the entry's own
 // address, which the kernel leaves in r12 (arch/powerpc/kernel/process.c, `start_thread`), as it
-// does for a signal's handler. Behind it there is a header and nothing else, which the linker makes
-// and nobody reads; `got_header` allows for it in pause.ld.
+// does for a signal's handler. It points behind a GOT that holds nothing but its header, 8 bytes that
+// the linker makes and aligns and nobody reads; by `got_header` pause.ld lets them pass.
 //
 // A caller leaves 32 bytes at the end of its frame, into which the function it calls saves registers
 // (64-bit ELF V2 ABI, 2.2.3): without them `start` would save its own over argv.
 global_asm!(
     ".globl got_header",
-    ".set got_header, 8",
+    ".set got_header, 8 + 7",
     ".section .text._start, \"ax\", @progbits",
     ".globl _start",
     "_start:",
