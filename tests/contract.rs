@@ -19,11 +19,11 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixDatagram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Output, Stdio};
 use std::{env, io, thread};
 use support::actor::{self, Part, spawn};
-use support::artifact::{self, Flavor};
+use support::artifact::{self, Flavor, TARGETS, Target};
 use support::proc::{
     SLEEPING_CALL, activity, children, is_asleep, sleeping_call, state, wait_until,
 };
@@ -38,6 +38,8 @@ const VERSION: &str = concat!("pause ", env!("CARGO_PKG_VERSION"), "\n");
 struct Subject {
     flavor: Flavor,
     binary: PathBuf,
+    /// What runs it, where the machine cannot: a program that is named like what it runs.
+    emulator: Option<PathBuf>,
 }
 
 type Test = (&'static str, fn(&Subject) -> Result<()>);
@@ -110,18 +112,32 @@ fn main() -> ExitCode {
     let no_skip = env::var_os("PAUSE_NO_SKIP").is_some_and(|value| value == "1");
     let obstacle = sandbox::is_available().err().map(|error| format!("{error:#}"));
 
-    let mut trials = Vec::new();
+    let mut subjects = Vec::new();
     for flavor in [Flavor::Freestanding, Flavor::Hosted] {
         let binary = artifact::build(flavor).expect("the release binary can be built");
-        let subject = Subject { flavor, binary };
         let name = format!("{flavor:?}").to_lowercase();
+        subjects.push((name, Ok(Subject { flavor, binary, emulator: None })));
+    }
+    let emulators = tempfile::tempdir().expect("a folder for the emulators");
+    for target in TARGETS.iter().filter(|target| !target.is_native()) {
+        let subject = emulated(target, emulators.path()).map_err(|error| format!("{error:#}"));
+        subjects.push((target.triple.to_owned(), subject));
+    }
+
+    let mut trials = Vec::new();
+    for (name, subject) in subjects {
         for (tests, obstacle) in [(SANDBOXED, &obstacle), (PLAIN, &None)] {
             for &(test, run) in tests {
                 let (subject, obstacle) = (subject.clone(), obstacle.clone());
-                let run = move || match obstacle {
-                    Some(reason) if no_skip => Err(Failed::from(reason)),
-                    Some(reason) => Ok(Completion::ignored_with(reason)),
-                    None => match run(&subject) {
+                let run = move || match (obstacle, subject) {
+                    (_, Ok(Subject { emulator: Some(_), .. }))
+                        if beyond_emulation(test).is_some() =>
+                    {
+                        Ok(Completion::ignored_with(beyond_emulation(test).unwrap_or_default()))
+                    }
+                    (Some(reason), _) | (_, Err(reason)) if no_skip => Err(Failed::from(reason)),
+                    (Some(reason), _) | (_, Err(reason)) => Ok(Completion::ignored_with(reason)),
+                    (None, Ok(subject)) => match run(&subject) {
                         Ok(()) => Ok(Completion::Completed),
                         Err(error) => Err(Failed::from(format!("{error:#}"))),
                     },
@@ -133,9 +149,35 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+/// The freestanding binary for another architecture, and its emulator in a folder of its own.
+fn emulated(target: &Target, folder: &Path) -> Result<Subject> {
+    let (original, binary) = (target.find_emulator()?, target.build()?);
+    let emulator = folder.join(target.triple).join("pause");
+    fs::create_dir(folder.join(target.triple))?;
+    fs::copy(original, &emulator)?;
+    Ok(Subject { flavor: Flavor::Freestanding, binary, emulator: Some(emulator) })
+}
+
+/// Why a test cannot be made under qemu's emulation of system calls, if so.
+fn beyond_emulation(test: &str) -> Option<&'static str> {
+    match test {
+        "other_signals_do_nothing" | "a_burst_of_signals_does_nothing" => {
+            Some("qemu itself carries out what a signal would do to a process that is not PID 1")
+        }
+        "it_sleeps_in_pause" => Some("qemu sleeps in a call of its choice"),
+        "an_empty_argv_is_no_argument" => Some("qemu takes the program from argv"),
+        "elsewhere_than_pid_1_it_reaps_descendants" => Some("qemu knows no PR_SET_CHILD_SUBREAPER"),
+        _ => None,
+    }
+}
+
 impl Subject {
     fn setup(&self) -> Setup {
-        Setup::new(&self.binary).with_libraries(self.flavor == Flavor::Hosted)
+        let setup = Setup::new(&self.binary).with_libraries(self.flavor == Flavor::Hosted);
+        match &self.emulator {
+            Some(emulator) => setup.emulated_by(emulator),
+            None => setup,
+        }
     }
 
     /// A sandbox in which `/pause` sleeps.
@@ -145,9 +187,15 @@ impl Subject {
 
     /// The binary outside of any sandbox.
     fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.stdin(Stdio::null());
+        let [program, arguments @ ..] = &*self.words() else { unreachable!("there is a program") };
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null());
         command
+    }
+
+    /// The program to run and the arguments that it needs to be the binary.
+    fn words(&self) -> Vec<&Path> {
+        self.emulator.iter().chain([&self.binary]).map(PathBuf::as_path).collect()
     }
 }
 
@@ -732,9 +780,9 @@ fn what_cannot_be_printed_fails(subject: &Subject) -> Result<()> {
             ensure!(answer == (Some(1), vec![], complaint.into()), "{argument}: {answer:?}");
         }
         for (closed, code, stderr) in [("1>&-", 1, &complaint[..]), ("1>&- 2>&-", 1, b"")] {
-            let script = format!("exec \"$0\" \"$1\" {closed}");
+            let script = format!("exec \"$@\" {closed}");
             let mut shell = Command::new("sh");
-            shell.args(["-c", &script]).arg(&subject.binary).arg(argument);
+            shell.args(["-c", &script, "sh"]).args(subject.words()).arg(argument);
             let answer = answer(shell.output()?);
             ensure!(
                 answer == (Some(code), vec![], stderr.into()),

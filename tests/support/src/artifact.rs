@@ -17,6 +17,67 @@ pub enum Flavor {
     Hosted,
 }
 
+/// A target that the freestanding flavor is for.
+#[derive(Debug)]
+pub struct Target {
+    /// What rustc calls it.
+    pub triple: &'static str,
+    /// What images call its platform. None for a second way to compile for the same one.
+    pub platform: Option<&'static str>,
+    /// What qemu calls its architecture.
+    pub emulator: &'static str,
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    target("x86_64-unknown-linux-gnu", Some("linux/amd64"), "x86_64"),
+    target("aarch64-unknown-linux-gnu", Some("linux/arm64/v8"), "aarch64"),
+    target("armv7-unknown-linux-gnueabihf", Some("linux/arm/v7"), "arm"),
+    target("thumbv7neon-unknown-linux-gnueabihf", None, "arm"),
+    target("loongarch64-unknown-linux-gnu", Some("linux/loong64"), "loongarch64"),
+    target("powerpc64le-unknown-linux-gnu", Some("linux/ppc64le"), "ppc64le"),
+    target("riscv64gc-unknown-linux-gnu", Some("linux/riscv64"), "riscv64"),
+    target("s390x-unknown-linux-gnu", Some("linux/s390x"), "s390x"),
+];
+
+const fn target(
+    triple: &'static str,
+    platform: Option<&'static str>,
+    emulator: &'static str,
+) -> Target {
+    Target { triple, platform, emulator }
+}
+
+impl Target {
+    /// Whether it is this machine's, for which plain cargo builds.
+    pub fn is_native(&self) -> bool {
+        self.platform.is_some() && self.emulator == env::consts::ARCH
+    }
+
+    /// Builds the freestanding release binary for it and returns its path: as [`build`] or
+    /// [`build_for`].
+    ///
+    /// # Errors
+    ///
+    /// As theirs.
+    pub fn build(&self) -> Result<PathBuf> {
+        if self.is_native() { build(Flavor::Freestanding) } else { build_for(self.triple) }
+    }
+
+    /// The program that runs its binaries here.
+    ///
+    /// # Errors
+    ///
+    /// Says how to get it.
+    pub fn find_emulator(&self) -> Result<PathBuf> {
+        let name = format!("qemu-{}-static", self.emulator);
+        let path = env::var_os("PATH").unwrap_or_default();
+        let found = env::split_paths(&path).map(|folder| folder.join(&name)).find(|p| p.exists());
+        found
+            .with_context(|| format!("there is no {name}; on Debian: apt install qemu-user-static"))
+    }
+}
+
 /// The top folder of the project.
 pub fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/support has a project")

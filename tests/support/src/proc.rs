@@ -41,7 +41,7 @@ pub fn is_asleep(pid: Pid) -> bool {
     let asleep = Process::new(pid.as_raw())
         .and_then(|process| process.stat())
         .is_ok_and(|stat| stat.comm == "pause" && stat.state == 'S');
-    asleep && sleeping_call(pid).is_none_or(|number| number == SLEEPING_CALL)
+    asleep && sleeping_call(pid).is_none_or(|number| SLEEPING_CALLS.contains(&number))
 }
 
 /// The number of the system call that the process is in, where that may be known.
@@ -56,6 +56,9 @@ pub const SLEEPING_CALL: i64 = libc::SYS_pause;
 /// The call that pause sleeps in: pause, or ppoll where there is none.
 #[cfg(not(target_arch = "x86_64"))]
 pub const SLEEPING_CALL: i64 = libc::SYS_ppoll;
+
+/// That call, and those that an emulator sleeps in for it.
+const SLEEPING_CALLS: [i64; 3] = [SLEEPING_CALL, libc::SYS_ppoll, libc::SYS_rt_sigsuspend];
 
 /// The children of a process, zombies among them.
 pub fn children(parent: Pid) -> Vec<Pid> {

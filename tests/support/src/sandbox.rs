@@ -16,7 +16,7 @@ use nix::unistd::{
 };
 use std::convert::Infallible;
 use std::env;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,6 +38,7 @@ pub(crate) const PARTS: &[Part] = &[("sandbox-launcher", launcher), ("sandbox-jo
 /// How to start a sandbox.
 pub struct Setup {
     program: PathBuf,
+    emulator: OsString,
     arguments: Vec<OsString>,
     preparation: OsString,
     libraries: bool,
@@ -50,6 +51,7 @@ impl Setup {
     pub fn new(program: &Path) -> Self {
         Setup {
             program: program.into(),
+            emulator: OsString::new(),
             arguments: Vec::new(),
             preparation: OsString::new(),
             libraries: false,
@@ -76,6 +78,12 @@ impl Setup {
         self
     }
 
+    /// Runs the program by `emulator`, a static program that takes it and its arguments.
+    pub fn emulated_by(mut self, emulator: &Path) -> Self {
+        self.emulator = emulator.into();
+        self
+    }
+
     /// Where stdout goes; nowhere without this.
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
         self.stdout = stdout.into();
@@ -98,7 +106,7 @@ impl Setup {
         near.set_read_timeout(Some(PATIENCE))?;
         let mut launcher = actor::command("sandbox-launcher")
             .arg(if self.libraries { "libraries" } else { "scratch" })
-            .args([self.preparation.as_os_str(), self.program.as_os_str()])
+            .args([&self.preparation, &self.emulator, self.program.as_os_str()])
             .args(&self.arguments)
             .stdin(OwnedFd::from(far))
             .stdout(self.stdout)
@@ -219,12 +227,12 @@ pub fn is_available() -> Result<()> {
 
 /// Makes the namespaces, starts PID 1 in them, and reports its number and how it ended.
 fn launcher(arguments: &[OsString]) -> Result<()> {
-    let [root, preparation, program, arguments @ ..] = arguments else {
-        bail!("takes the kind of root, a preparation, the program and its arguments");
+    let [root, preparation, emulator, program, arguments @ ..] = arguments else {
+        bail!("takes the kind of root, a preparation, an emulator, the program and its arguments");
     };
     let mut reports = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     dup2_stdin(File::open("/dev/null")?)?;
-    match launch(root == "libraries", preparation, Path::new(program), arguments) {
+    match launch(root == "libraries", preparation, emulator.as_ref(), program.as_ref(), arguments) {
         Ok(pid) => {
             writeln!(reports, "{pid}")?;
             let status = match waitpid(pid, None)? {
@@ -243,6 +251,7 @@ fn launcher(arguments: &[OsString]) -> Result<()> {
 fn launch(
     libraries: bool,
     preparation: &OsStr,
+    emulator: &Path,
     program: &Path,
     arguments: &[OsString],
 ) -> Result<Pid> {
@@ -251,8 +260,8 @@ fn launch(
     // The writing end closes by itself when the new program starts: then nothing went wrong.
     let (mut complaint, complain) = io::pipe()?;
     let pid = spawn(|| {
-        let Err(error) =
-            enter_root(program, libraries).and_then(|()| become_pause(preparation, arguments));
+        let Err(error) = enter_root(program, emulator, libraries)
+            .and_then(|emulated| become_pause(preparation, emulated, arguments));
         write!(&complain, "{error:#}")?;
         Ok(())
     })?;
@@ -287,19 +296,34 @@ fn enter_namespaces() -> Result<()> {
     Ok(())
 }
 
-/// Makes a root with `/pause` and `/proc` in it, moves there, and forgets the machine's.
-fn enter_root(program: &Path, libraries: bool) -> Result<()> {
+/// Where the emulator is, if there is one: the kernel shall know it by the name of what it runs.
+const EMULATOR: &CStr = c"/emulator/pause";
+
+/// Makes a root with `/pause` and `/proc` in it, moves there, and forgets the machine's. Says whether
+/// there is an emulator too.
+fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Result<bool> {
     let nothing = None::<&str>;
-    let mut program =
-        File::open(program).with_context(|| format!("cannot read {}", program.display()))?;
+    let emulated = emulator != Path::new("");
+    let mut programs = vec![("pause", program)];
+    if emulated {
+        programs.push(("emulator/pause", emulator));
+    }
+    let open = |(name, path): (&'static str, &Path)| {
+        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok((name, file))
+    };
+    let programs = programs.into_iter().map(open).collect::<Result<Vec<_>>>()?;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .context("cannot make the mounts private")?;
     let root = env::temp_dir();
     mount(nothing, &root, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
         .with_context(|| format!("cannot mount a tmpfs on {}", root.display()))?;
     chdir(&root)?;
-    io::copy(&mut program, &mut File::create("pause")?)?;
-    fs::set_permissions("pause", Permissions::from_mode(0o755))?;
+    fs::create_dir("emulator")?;
+    for (name, mut program) in programs {
+        io::copy(&mut program, &mut File::create(name)?)?;
+        fs::set_permissions(name, Permissions::from_mode(0o755))?;
+    }
     fs::create_dir("proc")?;
     mount(nothing, "proc", Some("proc"), MsFlags::empty(), nothing).context(
         "cannot mount /proc; inside a container the engine must not mask parts of it \
@@ -311,7 +335,7 @@ fn enter_root(program: &Path, libraries: bool) -> Result<()> {
     pivot_root(".", ".").context("cannot change the root")?;
     umount2(".", MntFlags::MNT_DETACH).context("cannot let go of the machine's root")?;
     chdir("/")?;
-    Ok(())
+    Ok(emulated)
 }
 
 /// Makes the machine's shared libraries visible below the current folder, wherever it has them.
@@ -331,7 +355,7 @@ fn bring_libraries() -> Result<()> {
 }
 
 /// Becomes the user that the image names, plays the preparation, and turns into `/pause`.
-fn become_pause(preparation: &OsStr, arguments: &[OsString]) -> Result<Infallible> {
+fn become_pause(preparation: &OsStr, emulated: bool, arguments: &[OsString]) -> Result<Infallible> {
     if geteuid().is_root() {
         setgroups(&[])?;
         setgid(Gid::from_raw(USER))?;
@@ -343,10 +367,13 @@ fn become_pause(preparation: &OsStr, arguments: &[OsString]) -> Result<Infallibl
         ensure!(play(preparation, &[]) == 0, "the preparation failed");
     }
     let mut words = vec![CString::from(c"/pause")];
+    if emulated {
+        words.insert(0, EMULATOR.into());
+    }
     for argument in arguments {
         words.push(CString::new(argument.as_bytes())?);
     }
-    execv(c"/pause", &words).context("cannot start /pause")
+    execv(&words[0].clone(), &words).context("cannot start /pause")
 }
 
 /// Joins the namespaces of a process and plays a part there.
