@@ -1,6 +1,6 @@
 //! `cargo xtask image`: the image, written without a container engine.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use base16ct::HexDisplay;
 use cargo_metadata::{Metadata, MetadataCommand, Package};
 use clap::builder::NonEmptyStringValueParser;
@@ -23,7 +23,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
-use support::artifact::{self, Flavor};
+use support::artifact::{self, TARGETS, Target};
 
 /// User and group that the image runs as: the number that stands for nobody in Kubernetes' own
 /// pause image.
@@ -48,6 +48,9 @@ pub struct Recipe {
     /// Reference of the image [default: localhost/pause:VERSION]
     #[arg(long, value_name = "REFERENCE", value_parser = reference)]
     tag: Option<Reference>,
+    /// Platforms, by commas, or `all` [default: this machine's]
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', value_parser = platforms)]
+    platform: Vec<Platforms>,
     /// Commit that the sources are of [default: what git says, if it says anything]
     #[arg(long, value_name = "COMMIT", value_parser = NonEmptyStringValueParser::new())]
     revision: Option<String>,
@@ -57,20 +60,39 @@ pub struct Recipe {
     timestamp: u64,
 }
 
+/// What one value of `--platform` names.
+#[derive(Clone)]
+struct Platforms(Vec<&'static Target>);
+
 /// The image and what there is to tell about it.
 pub struct Image {
     /// The name it goes by, in full.
     pub reference: Reference,
-    /// Digest of its manifest, which is what a registry would call the image.
+    /// Digest of its manifest, or of its index where there are several platforms: what a registry
+    /// would call the image.
     pub digest: Digest,
     /// The commit that it is made from, where one is known.
     pub revision: Option<String>,
-    /// How large its parts are.
-    pub sizes: Sizes,
+    /// What there is of it for each platform; one at least.
+    pub variants: Vec<Variant>,
+    /// Bytes of all of it in one file.
+    pub archive_size: u64,
     archive: Vec<u8>,
 }
 
-/// Sizes of an image's parts, in bytes.
+/// The image for one platform.
+pub struct Variant {
+    /// What the platform is called.
+    pub platform: &'static str,
+    /// How large its parts are.
+    pub sizes: Sizes,
+    target: &'static Target,
+    manifest: Blob,
+    config: Blob,
+    compressed_layer: Blob,
+}
+
+/// Sizes of a variant's parts, in bytes.
 pub struct Sizes {
     /// The program.
     pub binary: u64,
@@ -82,8 +104,6 @@ pub struct Sizes {
     pub config: u64,
     /// The manifest, which names configuration and layer.
     pub manifest: u64,
-    /// All of it in one file.
-    pub archive: u64,
 }
 
 /// Writes the image to a file and tells about it.
@@ -93,17 +113,22 @@ pub struct Sizes {
 /// When the binary cannot be built, or the file not be written. There is then no new file.
 pub fn run(args: &Args) -> Result<()> {
     let (image, output) = make(args)?;
-    for (part, bytes) in [
-        ("binary", image.sizes.binary),
-        ("layer", image.sizes.layer),
-        ("compressed layer", image.sizes.compressed_layer),
-        ("config", image.sizes.config),
-        ("manifest", image.sizes.manifest),
-        ("archive", image.sizes.archive),
-    ] {
+    let tell = |part: &str, bytes: u64| {
         println!("{part:16} {:>6} bytes", HumanCount(bytes).to_string());
+    };
+    for variant in &image.variants {
+        println!("{:16} {}", "platform", variant.platform);
+        tell("binary", variant.sizes.binary);
+        tell("layer", variant.sizes.layer);
+        tell("compressed layer", variant.sizes.compressed_layer);
+        tell("config", variant.sizes.config);
+        tell("manifest", variant.sizes.manifest);
+        println!("{:16} {}", "manifest digest", variant.manifest.descriptor.digest());
     }
-    println!("{:16} {}", "manifest digest", image.digest);
+    tell("archive", image.archive_size);
+    if image.variants.len() > 1 {
+        println!("{:16} {}", "index digest", image.digest);
+    }
     println!("{:16} {}", "reference", image.reference);
     println!("{:16} {}", "revision", image.revision.as_deref().unwrap_or("unknown"));
     println!("{:16} {}", "written to", output.display());
@@ -179,14 +204,85 @@ impl Image {
         };
         let revision = recipe.revision.clone().or_else(revision);
         let annotations = project.annotations(revision.clone());
-        // Cargo builds the product for the very target that it built this program for.
-        let platform = platform(ARCH)?;
-        let binary = artifact::build(Flavor::Freestanding)?;
+        let variants = recipe
+            .targets()?
+            .into_iter()
+            .map(|target| Variant::build(target, &annotations, recipe.timestamp))
+            .collect::<Result<Vec<_>>>()?;
+
+        // containerd and Podman read the first, skopeo chooses by the second.
+        let names = [
+            ("io.containerd.image.name", reference.whole()),
+            (ANNOTATION_REF_NAME, reference.tag().unwrap_or_default().to_owned()),
+        ];
+        let manifests = variants.iter().map(Variant::descriptor).collect::<Result<Vec<_>>>()?;
+        // Several platforms are an index of their own: containerd takes two manifests of the same
+        // name for one image, the last.
+        let (mut image, inner) = match <[Descriptor; 1]>::try_from(manifests) {
+            Ok([manifest]) => (manifest, None),
+            Err(manifests) => {
+                let index = Blob::json(MediaType::ImageIndex, index(manifests)?);
+                (index.descriptor.clone(), Some(index))
+            }
+        };
+        let digest = image.digest().clone();
+        image.set_annotations(Some(names.map(|(key, value)| (key.to_owned(), value)).into()));
+        let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
+        // Docker before 25 looks at nothing else, and it knows one platform.
+        let native = variants.iter().find(|variant| variant.target.is_native());
+        let native = native.unwrap_or(&variants[0]);
+        let docker = json!([{
+            "Config": native.config.path(),
+            "RepoTags": [reference.whole()],
+            "Layers": [native.compressed_layer.path()],
+        }]);
+
+        let mut archive = tar::Builder::new(Vec::new());
+        for (path, bytes) in [
+            ("oci-layout", text(json!(layout))),
+            ("index.json", text(index(vec![image])?)),
+            ("manifest.json", text(docker)),
+        ] {
+            append(&mut archive, path, &bytes, 0o644, recipe.timestamp)?;
+        }
+        let blobs = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.compressed_layer]);
+        for blob in inner.iter().chain(blobs) {
+            append(&mut archive, &blob.path(), &blob.bytes, 0o644, recipe.timestamp)?;
+        }
+        let archive = archive.into_inner()?;
+        let archive_size = archive.len() as u64;
+        Ok(Self { reference, digest, revision, variants, archive_size, archive })
+    }
+}
+
+impl Recipe {
+    /// The targets to build for, each once, in the order of [`TARGETS`].
+    fn targets(&self) -> Result<Vec<&'static Target>> {
+        let is_wanted = |target: &Target| match &*self.platform {
+            [] => target.is_native(),
+            some => some.iter().flat_map(|it| &it.0).any(|it| it.triple == target.triple),
+        };
+        let targets: Vec<_> = TARGETS.iter().filter(|target| is_wanted(target)).collect();
+        ensure!(!targets.is_empty(), "images for {} are not known here, give --platform", ARCH);
+        Ok(targets)
+    }
+}
+
+impl Variant {
+    /// Builds the release binary for a target and what an image needs around it.
+    fn build(
+        target: &'static Target,
+        annotations: &HashMap<String, String>,
+        timestamp: u64,
+    ) -> Result<Self> {
+        let name = target.platform.context("this target has no platform of its own")?;
+        let platform = platform(name)?;
+        let binary = target.build().with_context(|| format!("there is no image for {name}"))?;
         let binary = fs::read(&binary)
             .with_context(|| format!("cannot read the binary {}", binary.display()))?;
 
         let mut layer = tar::Builder::new(Vec::new());
-        append(&mut layer, "pause", &binary, 0o755, recipe.timestamp)?;
+        append(&mut layer, "pause", &binary, 0o755, timestamp)?;
         let layer = layer.into_inner()?;
         // Zopfli would save 30 bytes. But it calculates with floating point, so that nobody could
         // promise the same bytes on every machine.
@@ -194,7 +290,7 @@ impl Image {
         gzip.write_all(&layer)?;
         let compressed_layer = Blob::new(MediaType::ImageLayerGzip, gzip.finish()?);
 
-        let created = humantime::format_rfc3339(UNIX_EPOCH + Duration::from_secs(recipe.timestamp));
+        let created = humantime::format_rfc3339(UNIX_EPOCH + Duration::from_secs(timestamp));
         let mut config = ImageConfigurationBuilder::default()
             .created(created.to_string())
             .architecture(platform.architecture().clone())
@@ -221,55 +317,35 @@ impl Image {
             .media_type(MediaType::ImageManifest)
             .config(config.descriptor.clone())
             .layers([compressed_layer.descriptor.clone()])
-            .annotations(annotations)
+            .annotations(annotations.clone())
             .build()?;
         let manifest = Blob::json(MediaType::ImageManifest, json!(manifest));
-
-        // containerd and Podman read the first, skopeo chooses by the second.
-        let names = [
-            ("io.containerd.image.name", reference.whole()),
-            (ANNOTATION_REF_NAME, reference.tag().unwrap_or_default().to_owned()),
-        ];
-        let mut image = manifest.descriptor.clone();
-        image.set_platform(Some(platform));
-        image.set_annotations(Some(names.map(|(key, value)| (key.to_owned(), value)).into()));
-        let index = ImageIndexBuilder::default()
-            .schema_version(2u32)
-            .media_type(MediaType::ImageIndex)
-            .manifests([image])
-            .build()?;
-        let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
-        // Docker before 25 looks at nothing else.
-        let docker = json!([{
-            "Config": config.path(),
-            "RepoTags": [reference.whole()],
-            "Layers": [compressed_layer.path()],
-        }]);
-
-        let mut archive = tar::Builder::new(Vec::new());
-        for (path, bytes) in [
-            ("oci-layout", &text(json!(layout))),
-            ("index.json", &text(json!(index))),
-            ("manifest.json", &text(docker)),
-            (&manifest.path(), &manifest.bytes),
-            (&config.path(), &config.bytes),
-            (&compressed_layer.path(), &compressed_layer.bytes),
-        ] {
-            append(&mut archive, path, bytes, 0o644, recipe.timestamp)?;
-        }
-        let archive = archive.into_inner()?;
-
         let sizes = Sizes {
             binary: binary.len() as u64,
             layer: layer.len() as u64,
             compressed_layer: compressed_layer.bytes.len() as u64,
             config: config.bytes.len() as u64,
             manifest: manifest.bytes.len() as u64,
-            archive: archive.len() as u64,
         };
-        let digest = manifest.descriptor.digest().clone();
-        Ok(Self { reference, digest, revision, sizes, archive })
+        Ok(Self { platform: name, sizes, target, manifest, config, compressed_layer })
     }
+
+    /// Its manifest, as an index names it.
+    fn descriptor(&self) -> Result<Descriptor> {
+        let mut descriptor = self.manifest.descriptor.clone();
+        descriptor.set_platform(Some(platform(self.platform)?));
+        Ok(descriptor)
+    }
+}
+
+/// An index of manifests, or of one index.
+fn index(entries: Vec<Descriptor>) -> Result<Value> {
+    let index = ImageIndexBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageIndex)
+        .manifests(entries)
+        .build()?;
+    Ok(json!(index))
 }
 
 /// Something that is known by its digest.
@@ -325,17 +401,30 @@ fn append(
     Ok(archive.append(&header, bytes)?)
 }
 
-/// What an image calls the platform that Rust calls `arch` on Linux.
-fn platform(arch: &str) -> Result<Platform> {
-    let (architecture, variant) = match arch {
-        "x86_64" => (Arch::Amd64, None),
-        "aarch64" => (Arch::ARM64, Some("v8")),
-        _ => bail!("images for {arch} are not known here: add it to {}", file!()),
-    };
-    let mut platform =
-        PlatformBuilder::default().architecture(architecture).os(Os::Linux).build()?;
-    platform.set_variant(variant.map(str::to_owned));
+/// Reads what stands between the slashes: `linux/arm/v7`.
+fn platform(name: &str) -> Result<Platform> {
+    let mut words = name.split('/');
+    let os = words.next().unwrap_or_default();
+    let architecture = words.next().unwrap_or_default();
+    let mut platform = PlatformBuilder::default()
+        .os(Os::from(os))
+        .architecture(Arch::from(architecture))
+        .build()?;
+    platform.set_variant(words.next().map(str::to_owned));
     Ok(platform)
+}
+
+/// Reads a value of `--platform`. The variant may be left out.
+fn platforms(text: &str) -> Result<Platforms> {
+    let named = |name: &str| {
+        let rest = name.strip_prefix(text);
+        text == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
+    };
+    let found: Vec<_> =
+        TARGETS.iter().filter(|target| target.platform.is_some_and(named)).collect();
+    let known: Vec<_> = TARGETS.iter().filter_map(|target| target.platform).collect();
+    ensure!(!found.is_empty(), "there is no such platform, but all and {}", known.join(", "));
+    Ok(Platforms(found))
 }
 
 /// Reads a reference the way container engines do: `pause` is `docker.io/library/pause:latest`.

@@ -11,22 +11,22 @@ use indicatif::HumanCount;
 pub struct Args {
     #[command(flatten)]
     recipe: Recipe,
-    /// Bytes that the binary may have
-    #[arg(long, value_name = "BYTES", default_value_t = 1536)]
-    max_binary: u64,
-    /// Bytes that the compressed layer may have
-    #[arg(long, value_name = "BYTES", default_value_t = 1024)]
-    max_layer: u64,
-    /// Bytes that the whole archive may have
-    #[arg(long, value_name = "BYTES", default_value_t = 16 * 1024)]
-    max_archive: u64,
+    /// Bytes that a binary may have [default: 1536 for linux/amd64, 2048 for others]
+    #[arg(long, value_name = "BYTES")]
+    max_binary: Option<u64>,
+    /// Bytes that a compressed layer may have [default: 1024 for linux/amd64, 1536 for others]
+    #[arg(long, value_name = "BYTES")]
+    max_layer: Option<u64>,
+    /// Bytes that the whole archive may have [default: 16384 for each platform]
+    #[arg(long, value_name = "BYTES")]
+    max_archive: Option<u64>,
     /// Print the table as Markdown, for a README
     #[arg(long)]
     markdown: bool,
 }
 
 /// A part of the image, its bytes and its budget.
-type Row = (&'static str, u64, u64);
+type Row = (String, u64, u64);
 
 /// Measures the image and prints its sizes against their budgets. No file is written.
 ///
@@ -60,23 +60,36 @@ pub fn markdown() -> Result<String> {
 }
 
 /// The image that is made.
-fn measure(args: &Args) -> Result<[Row; 3]> {
-    let sizes = Image::build(&args.recipe, &Project::find()?)?.sizes;
-    Ok([
-        ("binary", sizes.binary, args.max_binary),
-        ("compressed layer", sizes.compressed_layer, args.max_layer),
-        ("archive", sizes.archive, args.max_archive),
-    ])
+fn measure(args: &Args) -> Result<Vec<Row>> {
+    let image = Image::build(&args.recipe, &Project::find()?)?;
+    let mut rows = Vec::new();
+    for variant in &image.variants {
+        let (binary, layer) =
+            if variant.platform == "linux/amd64" { (1536, 1024) } else { (2048, 1536) };
+        for (part, bytes, budget) in [
+            ("binary", variant.sizes.binary, args.max_binary.unwrap_or(binary)),
+            ("compressed layer", variant.sizes.compressed_layer, args.max_layer.unwrap_or(layer)),
+        ] {
+            let part = match image.variants.len() {
+                1 => part.to_owned(),
+                _ => format!("{}: {part}", variant.platform),
+            };
+            rows.push((part, bytes, budget));
+        }
+    }
+    let budget = args.max_archive.unwrap_or(16 * 1024 * image.variants.len() as u64);
+    rows.push(("archive".to_owned(), image.archive_size, budget));
+    Ok(rows)
 }
 
 fn table(rows: &[Row], markdown: bool) -> String {
     let mut table = Table::new();
     table.load_preset(if markdown { presets::ASCII_MARKDOWN } else { presets::NOTHING });
     table.set_header(["", "bytes", "budget", "left"]);
-    for &(part, bytes, budget) in rows {
-        let left = HumanCount(budget.abs_diff(bytes));
+    for (part, bytes, budget) in rows {
+        let left = HumanCount(budget.abs_diff(*bytes));
         let left = if bytes > budget { format!("-{left}") } else { left.to_string() };
-        let [bytes, budget] = [bytes, budget].map(|number| HumanCount(number).to_string());
+        let [bytes, budget] = [bytes, budget].map(|number| HumanCount(*number).to_string());
         table.add_row([part, &bytes, &budget, &left]);
     }
     for column in table.column_iter_mut().skip(1) {
