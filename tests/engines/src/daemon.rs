@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use procfs::process::Process;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io;
@@ -207,14 +207,14 @@ impl Daemon {
     /// Ends it and everything that descends from it, with force where it takes force.
     fn end(&mut self) -> Result<()> {
         let folder = self.folder.folder.path();
-        let mut left = Vec::new();
+        let mut left = BTreeSet::new();
 
         if self.process.try_wait()?.is_none() {
             kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM)?;
             let start = Instant::now();
             while self.process.try_wait()?.is_none() {
                 if start.elapsed() > PATIENCE {
-                    left.push(format!("{} itself, deaf to SIGTERM", self.name));
+                    left.insert(format!("{} itself, deaf to SIGTERM", self.name));
                     self.process.kill()?;
                 }
                 sleep(Duration::from_millis(10));
@@ -225,7 +225,7 @@ impl Daemon {
         loop {
             let orphans = host::descendants()?;
             for (pid, name) in &orphans {
-                left.push(format!("process {pid} {name}"));
+                left.insert(format!("process {pid} {name}"));
                 kill_if_there(*pid)?;
             }
             let reaped = waitpid(None, Some(WaitPidFlag::WNOHANG));
@@ -240,11 +240,11 @@ impl Daemon {
         }
         for mount in Process::myself()?.mountinfo()? {
             if mount.mount_point.starts_with(folder) {
-                left.push(format!("mount {}", mount.mount_point.display()));
+                left.insert(format!("mount {}", mount.mount_point.display()));
             }
         }
-        left.dedup();
-        ensure!(left.is_empty(), "{} left behind: {}", self.name, left.join(", "));
+        let list = left.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        ensure!(left.is_empty(), "{} left behind: {list}", self.name);
         match fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),

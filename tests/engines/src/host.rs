@@ -3,7 +3,6 @@
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
 use nix::libc;
-use nix::sys::signal::Signal;
 use procfs::ProcError;
 use procfs::process::{Process, Syscall, all_processes};
 use std::collections::{HashMap, HashSet};
@@ -20,8 +19,8 @@ const SLEEP: libc::c_long = libc::SYS_ppoll;
 pub struct Pause(Process);
 
 impl Pause {
-    /// Waits until the process `pid` is pause, has done everything that it does before it sleeps,
-    /// and sleeps. It has to be `binary`, run by the image's user.
+    /// Waits until the process `pid` sleeps as pause does when it has done everything else. It has to
+    /// be `binary`, run by the image's user.
     ///
     /// # Errors
     ///
@@ -29,14 +28,9 @@ impl Pause {
     pub async fn asleep(pid: i32, binary: &[u8]) -> Result<Self> {
         let process = Process::new(pid)?;
         until("pause sleeps", async || {
-            let status = process.status()?;
-            let has = |set: u64, signal: Signal| set & (1 << (signal as i32 - 1)) != 0;
-            let ready = has(status.sigcgt, Signal::SIGTERM)
-                && has(status.sigcgt, Signal::SIGINT)
-                && has(status.sigign, Signal::SIGCHLD)
-                && matches!(process.syscall()?,
-                    Syscall::Blocked { syscall_number, .. } if syscall_number == SLEEP);
-            Ok(ready.then_some(()))
+            let asleep = matches!(process.syscall()?,
+                Syscall::Blocked { syscall_number, .. } if syscall_number == SLEEP);
+            Ok(asleep.then_some(()))
         })
         .await?;
         same("the command line", process.cmdline()?, vec!["/pause".to_owned()])?;

@@ -33,8 +33,12 @@ pub async fn init(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
 pub async fn reaps(pause: &Pause, shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
     let before = pause.switches()?;
     make_orphans(&shell).await?;
-    until("every orphan is gone", async || Ok(orphans(&shell).await?.is_empty().then_some(())))
-        .await?;
+    let mut left = 0;
+    let gone = until("every orphan is gone", async || {
+        left = orphans(&shell).await?.len();
+        Ok((left == 0).then_some(()))
+    });
+    gone.await.with_context(|| format!("{left} orphans are left"))?;
     same("context switches of pause", pause.switches()?, before)
 }
 
@@ -46,11 +50,12 @@ pub async fn reaps(pause: &Pause, shell: impl AsyncFn(&str) -> Result<String>) -
 /// When they are not.
 pub async fn does_not_reap(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
     make_orphans(&shell).await?;
-    until("every orphan is a zombie", async || {
-        let zombies = orphans(&shell).await?.iter().filter(|orphan| orphan.state == 'Z').count();
+    let mut zombies = 0;
+    let all = until("every orphan is a zombie", async || {
+        zombies = orphans(&shell).await?.iter().filter(|orphan| orphan.state == 'Z').count();
         Ok((zombies == ORPHANS).then_some(()))
-    })
-    .await
+    });
+    all.await.with_context(|| format!("{zombies} zombies are there"))
 }
 
 /// Forks twice for each orphan: its parent ends at once.

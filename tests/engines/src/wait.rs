@@ -1,8 +1,9 @@
 //! Waiting for states and for commands. Every deadline here is generous: it is there to turn a hang
 //! into a failure, and no measure of anything.
 
-use anyhow::{Context, Result, ensure};
-use std::process::Output;
+use anyhow::{Context, Result, bail, ensure};
+use std::ffi::OsStr;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
@@ -23,7 +24,7 @@ pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(DEADLINE, looking).await.with_context(|| format!("waited in vain until {state}"))?
+    timeout(DEADLINE, looking).await.unwrap_or_else(|_| bail!("waited in vain until {state}"))
 }
 
 /// Runs a command to its end, whatever that is.
@@ -32,9 +33,17 @@ pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<
 ///
 /// When it cannot be run, or does not end.
 pub async fn end(command: &mut Command) -> Result<Output> {
-    let run = command.kill_on_drop(true).stdin(std::process::Stdio::null()).output();
-    let shown = || format!("cannot run {:?}", command.as_std());
-    timeout(DEADLINE, run).await.with_context(shown)?.with_context(shown)
+    let run = command.kill_on_drop(true).stdin(Stdio::null()).output();
+    let output =
+        timeout(DEADLINE, run).await.with_context(|| format!("{} hangs", shown(command)))?;
+    output.with_context(|| format!("cannot run {}", shown(command)))
+}
+
+/// A command as one would type it.
+fn shown(command: &Command) -> String {
+    let command = command.as_std();
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
 /// Runs a command that has to succeed and returns what it prints, without the last line break.
@@ -45,6 +54,6 @@ pub async fn end(command: &mut Command) -> Result<Output> {
 pub async fn success(command: &mut Command) -> Result<String> {
     let output = end(command).await?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{:?}: {}\n{said}", command.as_std(), output.status);
+    ensure!(output.status.success(), "{}: {}\n{said}", shown(command), output.status);
     Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
 }
