@@ -171,10 +171,12 @@ impl Daemon {
         let mut found = host::surroundings(&process)?;
         found
             .extend(host::descendants()?.iter().map(|(pid, name)| format!("process {pid} {name}")));
-        // The top ones stay for the next container.
+        // The top one stays for the next container. Below it, containers have theirs in every
+        // hierarchy; once is enough to tell.
         let cgroups = self.folder.cgroups()?;
         let inner = cgroups.iter().filter(|path| !path.ends_with(&self.folder.cgroup[1..]));
-        found.extend(inner.map(|path| format!("control group {}", path.display())));
+        let names = inner.filter_map(|path| path.file_name());
+        found.extend(names.map(|name| format!("control group {}", name.display())));
         Ok(Surroundings(found))
     }
 
@@ -187,6 +189,7 @@ impl Daemon {
         let mut left = Vec::new();
         let gone = until("nothing is left", async || {
             left = self.surroundings()?.0.difference(&before.0).cloned().collect();
+            left.sort();
             Ok(left.is_empty().then_some(()))
         });
         gone.await.with_context(|| format!("left behind: {}", left.join(", ")))
