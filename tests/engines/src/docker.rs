@@ -59,6 +59,9 @@ impl Engine for Docker {
             "cgroup-parent": folder.cgroup,
             // systemd would have to be asked for control groups, and is out of reach.
             "exec-opts": ["native.cgroupdriver=cgroupfs"],
+            // Docker's own store, which counts an image's files. containerd's, the default from
+            // version 29 on, counts what it keeps besides.
+            "features": { "containerd-snapshotter": false },
         });
         let path = folder.join("daemon.json");
         fs::write(&path, settings.to_string())?;

@@ -8,7 +8,11 @@ use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a state may take to come about.
+const STATE: Duration = Duration::from_secs(60);
+
+/// How long a command may take: some of them build.
+const COMMAND: Duration = Duration::from_secs(300);
 
 /// Looks again and again until `look` finds something, and returns that.
 ///
@@ -24,7 +28,7 @@ pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(DEADLINE, looking).await.unwrap_or_else(|_| bail!("waited in vain until {state}"))
+    timeout(STATE, looking).await.unwrap_or_else(|_| bail!("waited in vain until {state}"))
 }
 
 /// Runs a command to its end, whatever that is.
@@ -35,7 +39,7 @@ pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<
 pub async fn end(command: &mut Command) -> Result<Output> {
     let run = command.kill_on_drop(true).stdin(Stdio::null()).output();
     let output =
-        timeout(DEADLINE, run).await.with_context(|| format!("{} hangs", shown(command)))?;
+        timeout(COMMAND, run).await.with_context(|| format!("{} hangs", shown(command)))?;
     output.with_context(|| format!("cannot run {}", shown(command)))
 }
 
@@ -53,7 +57,8 @@ fn shown(command: &Command) -> String {
 /// When it cannot be run, does not end, or fails; with all that it said.
 pub async fn success(command: &mut Command) -> Result<String> {
     let output = end(command).await?;
+    let answer = String::from_utf8(output.stdout)?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {}\n{said}", shown(command), output.status);
-    Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
+    ensure!(output.status.success(), "{}: {}\n{answer}{said}", shown(command), output.status);
+    Ok(answer.trim_end().to_owned())
 }
