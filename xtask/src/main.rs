@@ -1,11 +1,13 @@
 //! The workshop: everything that is done with the product and is not in it.
 
+mod demo;
 mod engines;
 mod image;
 mod size;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use support::actor;
 
 /// The workshop of pause.
 #[derive(Parser)]
@@ -17,6 +19,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Act out what a pause container is for, without root and without an engine
+    Demo(demo::Args),
     /// Try the image on the container engines of this machine
     Engines(engines::Args),
     /// Write the image as one archive for every container engine
@@ -26,6 +30,7 @@ enum Task {
 }
 
 fn main() -> ExitCode {
+    actor::take_the_stage(demo::PARTS);
     match run(Cli::parse().task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -37,6 +42,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
+        Task::Demo(args) => demo::run(&args),
         Task::Engines(args) => engines::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Size(args) => size::run(&args),

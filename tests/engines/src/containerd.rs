@@ -3,7 +3,7 @@
 
 use crate::busybox;
 use crate::daemon::{self, Daemon, Folder};
-use crate::host::{self, Pause, same};
+use crate::host::{self, same};
 use crate::pod;
 use crate::scenario::{Engine, Scenario, Scene, Skip};
 use crate::stage::Stage;
@@ -236,7 +236,7 @@ impl Containerd {
         let pause = self.asleep(&sandbox).await?;
         let beside = self.run(&sandbox, "pod", 0, NamespaceMode::Pod).await?;
 
-        let shared = host::namespaces(pause.process(), &SHARED)?;
+        let shared = host::namespaces(&pause, &SHARED)?;
         same("the namespaces", self.container_namespaces(&beside).await?, shared.clone())?;
         let own = host::namespaces(&Process::myself()?, &SHARED)?;
         ensure!(shared.iter().all(|namespace| !own.contains(namespace)), "they are the host's");
@@ -252,7 +252,7 @@ impl Containerd {
     async fn replace(&self) -> Result<()> {
         let sandbox = self.run_pod("replace").await?;
         let pause = self.asleep(&sandbox).await?;
-        let shared = host::namespaces(pause.process(), &SHARED)?;
+        let shared = host::namespaces(&pause, &SHARED)?;
         let address = self.address(&sandbox).await?;
 
         let first = self.run(&sandbox, "replace", 0, NamespaceMode::Pod).await?;
@@ -269,11 +269,7 @@ impl Containerd {
         let seen = self.shell(&second, "ip -4 -o address show dev eth0").await?;
         ensure!(seen.contains(&format!(" {address}/")), "the container does not have it: {seen}");
         let again = self.asleep(&sandbox).await?;
-        same(
-            "the sandbox's process",
-            again.process().stat()?.starttime,
-            pause.process().stat()?.starttime,
-        )?;
+        same("the sandbox's process", again.stat()?.starttime, pause.stat()?.starttime)?;
         self.remove(&sandbox).await
     }
 
@@ -394,10 +390,10 @@ impl Containerd {
     }
 
     /// Waits until the sandbox's process sleeps; it has to be ours.
-    async fn asleep(&self, sandbox: &str) -> Result<Pause> {
+    async fn asleep(&self, sandbox: &str) -> Result<Process> {
         let details = details(&self.status(sandbox).await?.info)?;
         same("the sandbox's image", &details["image"], &json!(self.reference))?;
-        Pause::asleep(pid(&details)?, &self.binary).await
+        host::asleep(pid(&details)?, &self.binary).await
     }
 
     /// Waits until containerd takes note that the sandbox's process has ended.

@@ -212,9 +212,9 @@ impl Daemon {
         let folder = self.folder.folder.path();
         let mut left = BTreeSet::new();
 
+        let start = Instant::now();
         if self.process.try_wait()?.is_none() {
             kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM)?;
-            let start = Instant::now();
             while self.process.try_wait()?.is_none() {
                 if start.elapsed() > PATIENCE {
                     left.insert(format!("{} itself, deaf to SIGTERM", self.name));
@@ -227,6 +227,7 @@ impl Daemon {
         // What it left is ours now. Nothing else is: this runs one daemon at a time.
         loop {
             let orphans = host::descendants()?;
+            ensure!(start.elapsed() < 2 * PATIENCE, "SIGKILL does not end {orphans:?}");
             for (pid, name) in &orphans {
                 left.insert(format!("process {pid} {name}"));
                 kill_if_there(*pid)?;

@@ -2,7 +2,7 @@
 
 use crate::busybox;
 use crate::daemon::{self, Daemon, Folder};
-use crate::host::{self, Pause, same};
+use crate::host::{self, same};
 use crate::pod;
 use crate::scenario::{Engine, Scenario, Scene};
 use crate::stage::Stage;
@@ -156,7 +156,7 @@ impl Docker {
         self.run("host-pid", &["--pid=host"], &[&self.reference]).await?;
         let pause = self.asleep("host-pid").await?;
         let own = host::namespaces(&Process::myself()?, &["pid"])?;
-        same("the PID namespace", host::namespaces(pause.process(), &["pid"])?, own)?;
+        same("the PID namespace", host::namespaces(&pause, &["pid"])?, own)?;
         self.logs("host-pid", &[WARNING]).await?;
         self.stops("host-pid", &[WARNING, STOPPED]).await?;
 
@@ -172,7 +172,7 @@ impl Docker {
 
         let beside = Process::new(self.pid("beside").await?)?;
         let kinds = ["net", "pid", "ipc"];
-        let shared = host::namespaces(pause.process(), &kinds)?;
+        let shared = host::namespaces(&pause, &kinds)?;
         same("the namespaces", host::namespaces(&beside, &kinds)?, shared.clone())?;
         let own = host::namespaces(&Process::myself()?, &kinds)?;
         ensure!(shared.iter().all(|namespace| !own.contains(namespace)), "they are the host's");
@@ -196,10 +196,10 @@ impl Docker {
         ];
         self.run("hardened", &limits, &[&self.reference]).await?;
         let pause = self.asleep("hardened").await?;
-        let status = pause.process().status()?;
+        let status = pause.status()?;
         same("the capabilities it could get", status.capbnd, Some(0))?;
         same("the flag no_new_privs", status.nonewprivs, Some(1))?;
-        let mounts = pause.process().mountinfo()?;
+        let mounts = pause.mountinfo()?;
         let mut root = mounts.iter().filter(|mount| mount.mount_point == Path::new("/"));
         ensure!(root.all(|root| root.mount_options.contains_key("ro")), "the root is writable");
         self.stops("hardened", &[STOPPED]).await
@@ -253,8 +253,8 @@ impl Docker {
     }
 
     /// Waits until the pause in a container sleeps.
-    async fn asleep(&self, name: &str) -> Result<Pause> {
-        Pause::asleep(self.pid(name).await?, &self.binary).await
+    async fn asleep(&self, name: &str) -> Result<Process> {
+        host::asleep(self.pid(name).await?, &self.binary).await
     }
 
     /// The process of a container, as the host numbers it.

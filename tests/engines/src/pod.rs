@@ -1,11 +1,13 @@
 //! What a pod expects of its PID 1, whichever engine made it. The commands run in a container of the
 //! pod: `shell` runs a script there and returns what it prints.
 
-use crate::host::{Pause, same};
+use crate::host::same;
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
+use nix::unistd::Pid;
 use procfs::FromRead;
-use procfs::process::Stat;
+use procfs::process::{Process, Stat};
+use support::proc::activity;
 
 /// How many.
 const ORPHANS: usize = 2_000;
@@ -30,8 +32,9 @@ pub async fn init(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
 /// # Errors
 ///
 /// When zombies remain, or pause was woken.
-pub async fn reaps(pause: &Pause, shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
-    let before = pause.switches()?;
+pub async fn reaps(pause: &Process, shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+    let pid = Pid::from_raw(pause.pid);
+    let before = activity(pid)?;
     make_orphans(&shell).await?;
     let mut left = 0;
     let gone = until("every orphan is gone", async || {
@@ -39,7 +42,7 @@ pub async fn reaps(pause: &Pause, shell: impl AsyncFn(&str) -> Result<String>) -
         Ok((left == 0).then_some(()))
     });
     gone.await.with_context(|| format!("{left} orphans are left"))?;
-    same("context switches of pause", pause.switches()?, before)
+    same("what pause cost the scheduler", activity(pid)?, before)
 }
 
 /// The counterpart, without which [`reaps`] proves nothing: where PID 1 does not reap, the same

@@ -2,10 +2,11 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::Message;
-use std::env;
+use std::ffi::OsString;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{env, fs};
 
 /// The two ways to build the product.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,21 +22,83 @@ pub fn project() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("tests/support has a project")
 }
 
-/// Builds the release binary of `flavor` and returns its path.
+/// Builds the release binary of `flavor` for this machine and returns its path.
 ///
 /// # Errors
 ///
 /// When cargo cannot be run, or says why the build failed.
 pub fn build(flavor: Flavor) -> Result<PathBuf> {
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.current_dir(project());
-    build.args(["build", "--release", "--quiet", "--package=pause"]);
-    build.arg("--message-format=json-render-diagnostics");
+    let mut command = cargo();
     if flavor == Flavor::Hosted {
         // A folder of its own, or each flavor would overwrite the other at target/release/pause.
-        build.args(["--features=hosted", "--target-dir=target/hosted"]);
+        command.args(["--features=hosted", "--target-dir=target/hosted"]);
     }
+    binary_of(command)
+}
+
+/// Builds the freestanding release binary for `target`, a triple of rustc's, and returns its path.
+///
+/// Needs neither a C compiler nor a C library for the target, only its `core`: see [`find_core`].
+///
+/// # Errors
+///
+/// As [`build`], and when `core` is missing.
+pub fn build_for(target: &str) -> Result<PathBuf> {
+    let rustc = find_core(target)?;
+    let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
+    let mut command = cargo();
+    // Artifacts of another compiler do not mix with those of the usual one.
+    command.args(["--target", target, "--target-dir=target/foreign"]);
+    command.env("RUSTC", rustc).env(variable, linker()?);
+    binary_of(command)
+}
+
+/// Finds a compiler that has `core` for `target`: the usual one, or the one that the variable
+/// `PAUSE_FOREIGN_RUSTC` names, for toolchains that are not rustup's.
+///
+/// # Errors
+///
+/// Says how to get `core`.
+pub fn find_core(target: &str) -> Result<OsString> {
+    let usual = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    for rustc in env::var_os("PAUSE_FOREIGN_RUSTC").into_iter().chain([usual]) {
+        let folder = ask(Command::new(&rustc).args(["--print=target-libdir", "--target", target]))?;
+        let files = fs::read_dir(folder.trim()).into_iter().flatten().flatten();
+        let mut names = files.map(|file| file.file_name());
+        if names.any(|name| name.as_encoded_bytes().starts_with(b"libcore-")) {
+            return Ok(rustc);
+        }
+    }
+    bail!("there is no core for {target}; get it with: rustup target add {target}")
+}
+
+/// The linker that comes with the usual compiler, for every target.
+fn linker() -> Result<PathBuf> {
+    let folder = ask(Command::new("rustc").args(["--print=target-libdir"]))?;
+    let linker = Path::new(folder.trim()).with_file_name("bin").join("rust-lld");
+    ensure!(linker.exists(), "the Rust toolchain has no rust-lld at {}", linker.display());
+    Ok(linker)
+}
+
+/// What a command says on stdout.
+fn ask(command: &mut Command) -> Result<String> {
+    let output = command.current_dir(project()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A command that builds the product as it ships.
+fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(project());
+    command.args(["build", "--release", "--quiet", "--package=pause"]);
+    command.arg("--message-format=json-render-diagnostics");
+    command
+}
+
+/// Runs a build and returns the path of the binary that it made.
+fn binary_of(mut build: Command) -> Result<PathBuf> {
     let mut child = build.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
     let messages = BufReader::new(child.stdout.take().expect("stdout is piped"));
     let mut binary = None;
@@ -50,4 +113,18 @@ pub fn build(flavor: Flavor) -> Result<PathBuf> {
         Some(path) => Ok(path.into()),
         None => bail!("{build:?} made no binary"),
     }
+}
+
+/// Copies the sources, all that is not made from them, into an existing folder.
+///
+/// # Errors
+///
+/// When a file cannot be read or written.
+pub fn copy_sources(folder: &Path) -> Result<()> {
+    let entries = fs::read_dir(project())?.collect::<Result<Vec<_>, _>>()?;
+    let sources = entries.iter().map(|entry| entry.path());
+    let sources = sources.filter(|path| !path.ends_with("target") && !path.ends_with(".git"));
+    let status = Command::new("cp").arg("-R").args(sources).arg(folder).status()?;
+    ensure!(status.success(), "cannot copy the sources to {}: {status}", folder.display());
+    Ok(())
 }

@@ -1,4 +1,9 @@
-//! What the tests and the workshop share: the artifact as it ships, and namespaces to try it in.
+//! What the tests and the workshop share: the artifact as it ships, namespaces to try it in, and
+//! the processes that keep it company there.
 
+pub mod actor;
 pub mod artifact;
 pub mod engine;
+pub mod orphans;
+pub mod proc;
+pub mod sandbox;

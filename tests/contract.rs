@@ -1,0 +1,753 @@
+//! What the process promises, tried on the release binary in both flavors: as PID 1 of a PID
+//! namespace of its own where the promise is about that, and as an ordinary process otherwise.
+//!
+//! What cannot be tried on this machine counts as ignored and says why; with `PAUSE_NO_SKIP=1`, as
+//! CI has it, it fails.
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use nix::libc;
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, raise, sigprocmask};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{Pid, execv, getppid};
+use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Output, Stdio};
+use std::{env, io, thread};
+use support::actor::{self, Part, spawn};
+use support::artifact::{self, Flavor};
+use support::proc::{
+    SLEEPING_CALL, activity, children, is_asleep, sleeping_call, state, wait_until,
+};
+use support::sandbox::{self, Sandbox, Setup};
+
+const STOPPED: &str = "pause: SIGTERM\n";
+const WARNING: &str = "pause: warning: not PID 1, reaping descendants only\n";
+const VERSION: &str = concat!("pause ", env!("CARGO_PKG_VERSION"), "\n");
+
+/// The binary that is tried, and which of the two it is.
+#[derive(Clone)]
+struct Subject {
+    flavor: Flavor,
+    binary: PathBuf,
+}
+
+type Test = (&'static str, fn(&Subject) -> Result<()>);
+
+const SANDBOXED: &[Test] = &[
+    ("sigterm_ends_it", sigterm_ends_it),
+    ("sigint_ends_it", sigint_ends_it),
+    ("the_last_word_is_one_write", the_last_word_is_one_write),
+    ("other_signals_do_nothing", other_signals_do_nothing),
+    ("a_burst_of_signals_does_nothing", a_burst_of_signals_does_nothing),
+    ("it_can_be_stopped_and_continued", it_can_be_stopped_and_continued),
+    ("it_sleeps_in_pause", it_sleeps_in_pause),
+    ("orphans_are_reaped_without_waking_it", orphans_are_reaped_without_waking_it),
+    ("a_crowd_that_exits_at_once_is_reaped", a_crowd_that_exits_at_once_is_reaped),
+    ("orphans_that_come_as_zombies_are_reaped", orphans_that_come_as_zombies_are_reaped),
+    ("orphans_with_threads_are_reaped", orphans_with_threads_are_reaped),
+    ("a_child_that_died_before_exec_is_reaped", a_child_that_died_before_exec_is_reaped),
+    ("a_clone_that_died_before_exec_is_reaped", a_clone_that_died_before_exec_is_reaped),
+    ("inherited_dispositions_do_not_matter", inherited_dispositions_do_not_matter),
+    ("an_inherited_mask_does_not_make_it_deaf", an_inherited_mask_does_not_make_it_deaf),
+    ("a_signal_pending_at_exec_is_honoured", a_signal_pending_at_exec_is_honoured),
+    ("inherited_descriptors_are_closed", inherited_descriptors_are_closed),
+    ("they_are_closed_without_close_range_too", they_are_closed_without_close_range_too),
+    ("it_moves_to_the_root", it_moves_to_the_root),
+    ("the_same_user_cannot_look_inside", the_same_user_cannot_look_inside),
+    ("closed_standard_streams_do_not_matter", closed_standard_streams_do_not_matter),
+    ("full_standard_streams_do_not_matter", full_standard_streams_do_not_matter),
+    ("nothing_outlives_it", nothing_outlives_it),
+    ("an_empty_argv_is_no_argument", an_empty_argv_is_no_argument),
+    ("a_refused_disposition_is_fatal", a_refused_disposition_is_fatal),
+];
+
+const PLAIN: &[Test] = &[
+    ("elsewhere_than_pid_1_it_warns_and_stops", elsewhere_than_pid_1_it_warns_and_stops),
+    ("elsewhere_than_pid_1_it_reaps_descendants", elsewhere_than_pid_1_it_reaps_descendants),
+    ("a_stderr_without_reader_does_not_matter", a_stderr_without_reader_does_not_matter),
+    ("version_and_help_are_printed", version_and_help_are_printed),
+    ("what_cannot_be_printed_fails", what_cannot_be_printed_fails),
+    ("unknown_arguments_are_refused", unknown_arguments_are_refused),
+];
+
+/// Parts for actors, see [`actor`]; those that end in `-before` prepare PID 1.
+const PARTS: &[Part] = &[
+    ("other-signals", play_other_signals),
+    ("burst", play_burst),
+    ("dead-child-before", play_dead_child_before),
+    ("dead-clone-before", play_dead_clone_before),
+    ("ignoring-before", play_ignoring_before),
+    ("deaf-before", play_deaf_before),
+    ("pending-before", play_pending_before),
+    ("leaking-before", play_leaking_before),
+    ("leaking-on-old-kernel-before", play_leaking_on_old_kernel_before),
+    ("elsewhere-before", play_elsewhere_before),
+    ("mute-before", play_mute_before),
+    ("nameless-before", play_nameless_before),
+    ("no-sigterm-before", |_| refuse_disposition_of(libc::SIGTERM)),
+    ("no-sigint-before", |_| refuse_disposition_of(libc::SIGINT)),
+    ("no-sigchld-before", |_| refuse_disposition_of(libc::SIGCHLD)),
+    ("folder-of-init", play_folder_of_init),
+    ("burglar", play_burglar),
+    ("sleepers", play_sleepers),
+    ("victim", play_victim),
+    ("ancestor", play_ancestor),
+];
+
+fn main() -> ExitCode {
+    actor::take_the_stage(PARTS);
+    let arguments = Arguments::from_args();
+    let no_skip = env::var_os("PAUSE_NO_SKIP").is_some_and(|value| value == "1");
+    let obstacle = sandbox::is_available().err().map(|error| format!("{error:#}"));
+
+    let mut trials = Vec::new();
+    for flavor in [Flavor::Freestanding, Flavor::Hosted] {
+        let binary = artifact::build(flavor).expect("the release binary can be built");
+        let subject = Subject { flavor, binary };
+        let name = format!("{flavor:?}").to_lowercase();
+        for (tests, obstacle) in [(SANDBOXED, &obstacle), (PLAIN, &None)] {
+            for &(test, run) in tests {
+                let (subject, obstacle) = (subject.clone(), obstacle.clone());
+                let run = move || match obstacle {
+                    Some(reason) if no_skip => Err(Failed::from(reason)),
+                    Some(reason) => Ok(Completion::ignored_with(reason)),
+                    None => match run(&subject) {
+                        Ok(()) => Ok(Completion::Completed),
+                        Err(error) => Err(Failed::from(format!("{error:#}"))),
+                    },
+                };
+                trials.push(Trial::ignorable_test(format!("{name}::{test}"), run));
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+impl Subject {
+    fn setup(&self) -> Setup {
+        Setup::new(&self.binary).with_libraries(self.flavor == Flavor::Hosted)
+    }
+
+    /// A sandbox in which `/pause` sleeps.
+    fn asleep(&self) -> Result<Sandbox> {
+        asleep(self.setup())
+    }
+
+    /// The binary outside of any sandbox.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.stdin(Stdio::null());
+        command
+    }
+}
+
+fn asleep(setup: Setup) -> Result<Sandbox> {
+    let sandbox = setup.start()?;
+    sandbox.wait_until_asleep()?;
+    Ok(sandbox)
+}
+
+/// Ends a sandbox by `signal`: exit code 0 and nothing on stderr but `last_word`.
+fn ends_well(sandbox: Sandbox, signal: Signal, last_word: &str) -> Result<()> {
+    sandbox.signal(signal)?;
+    let (status, stderr) = sandbox.wait()?;
+    ensure!(status.code() == Some(0), "{status} after {signal}");
+    ensure!(stderr == last_word, "stderr is {stderr:?}");
+    Ok(())
+}
+
+/// A sandbox that is none the worse: asleep, and SIGTERM ends it as always.
+fn still_well(sandbox: Sandbox) -> Result<()> {
+    sandbox.wait_until_asleep()?;
+    ends_well(sandbox, Signal::SIGTERM, STOPPED)
+}
+
+fn no_child_is_left(sandbox: &Sandbox) -> Result<()> {
+    wait_until("no orphan or zombie is left", || children(sandbox.pid).is_empty())
+}
+
+// Signals.
+
+fn sigterm_ends_it(subject: &Subject) -> Result<()> {
+    ends_well(subject.asleep()?, Signal::SIGTERM, STOPPED)
+}
+
+fn sigint_ends_it(subject: &Subject) -> Result<()> {
+    ends_well(subject.asleep()?, Signal::SIGINT, "pause: SIGINT\n")
+}
+
+fn the_last_word_is_one_write(subject: &Subject) -> Result<()> {
+    // A datagram is what one write wrote.
+    let (near, far) = UnixDatagram::pair()?;
+    let sandbox = asleep(subject.setup().stderr(OwnedFd::from(far)))?;
+    ends_well(sandbox, Signal::SIGTERM, "")?;
+    ensure!(datagrams(near)? == [STOPPED]);
+    Ok(())
+}
+
+/// All datagrams that wait on a socket whose other end is closed by now.
+fn datagrams(socket: UnixDatagram) -> Result<Vec<String>> {
+    socket.set_nonblocking(true)?;
+    let mut received = Vec::new();
+    let mut buffer = [0; 4096];
+    loop {
+        match socket.recv(&mut buffer) {
+            Ok(length) => received.push(String::from_utf8_lossy(&buffer[..length]).into_owned()),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(received),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn other_signals_do_nothing(subject: &Subject) -> Result<()> {
+    let sandbox = subject.asleep()?;
+    sandbox.act("other-signals", &[])?;
+    still_well(sandbox)
+}
+
+fn a_burst_of_signals_does_nothing(subject: &Subject) -> Result<()> {
+    let sandbox = subject.asleep()?;
+    sandbox.act("burst", &[])?;
+    still_well(sandbox)
+}
+
+/// Every signal but those that are to end it. KILL and STOP are among them: from inside of its PID
+/// namespace they do not reach PID 1.
+fn other_signals() -> impl Iterator<Item = i32> {
+    (1..=64).filter(|signal| ![libc::SIGTERM, libc::SIGINT].contains(signal))
+}
+
+fn send_to_init(signal: i32) -> Result<()> {
+    // SAFETY: a plain system call; nix has no realtime signals.
+    let sent = unsafe { libc::kill(1, signal) };
+    ensure!(sent == 0, "cannot send signal {signal}: {}", io::Error::last_os_error());
+    Ok(())
+}
+
+fn play_other_signals(_: &[OsString]) -> Result<()> {
+    other_signals().try_for_each(send_to_init)
+}
+
+fn play_burst(_: &[OsString]) -> Result<()> {
+    let signals: Vec<i32> = other_signals().collect();
+    signals.iter().cycle().take(1000).copied().try_for_each(send_to_init)
+}
+
+fn it_can_be_stopped_and_continued(subject: &Subject) -> Result<()> {
+    let sandbox = subject.asleep()?;
+    sandbox.signal(Signal::SIGSTOP)?;
+    wait_until("it is stopped", || state(sandbox.pid) == Some('T'))?;
+    sandbox.signal(Signal::SIGCONT)?;
+    wait_until("it is asleep again", || is_asleep(sandbox.pid))?;
+    still_well(sandbox)
+}
+
+fn it_sleeps_in_pause(subject: &Subject) -> Result<()> {
+    let sandbox = subject.asleep()?;
+    let call = sleeping_call(sandbox.pid);
+    ensure!(call == Some(SLEEPING_CALL), "it sleeps in system call {call:?}");
+    Ok(())
+}
+
+// Orphans.
+
+/// Lets `part` make orphans: none is left, and pause has not been woken for any of them.
+fn reaps(subject: &Subject, part: &str, number: &str) -> Result<()> {
+    let sandbox = subject.asleep()?;
+    let before = activity(sandbox.pid)?;
+    sandbox.act(part, &[number])?;
+    no_child_is_left(&sandbox)?;
+    let after = activity(sandbox.pid)?;
+    ensure!(before == after, "it was woken: {before:?}, then {after:?}");
+    still_well(sandbox)
+}
+
+fn orphans_are_reaped_without_waking_it(subject: &Subject) -> Result<()> {
+    reaps(subject, "orphans", "10000")
+}
+
+fn a_crowd_that_exits_at_once_is_reaped(subject: &Subject) -> Result<()> {
+    reaps(subject, "crowd", "500")
+}
+
+fn orphans_that_come_as_zombies_are_reaped(subject: &Subject) -> Result<()> {
+    reaps(subject, "late", "500")
+}
+
+fn orphans_with_threads_are_reaped(subject: &Subject) -> Result<()> {
+    reaps(subject, "threaded", "100")
+}
+
+fn a_child_that_died_before_exec_is_reaped(subject: &Subject) -> Result<()> {
+    let sandbox = asleep(subject.setup().prepared_by("dead-child-before"))?;
+    no_child_is_left(&sandbox)?;
+    still_well(sandbox)
+}
+
+fn a_clone_that_died_before_exec_is_reaped(subject: &Subject) -> Result<()> {
+    let sandbox = asleep(subject.setup().prepared_by("dead-clone-before"))?;
+    no_child_is_left(&sandbox)?;
+    still_well(sandbox)
+}
+
+fn play_dead_child_before(_: &[OsString]) -> Result<()> {
+    let child = spawn(|| Ok(()))?;
+    waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
+    ensure!(state(child) == Some('Z'), "the child is no zombie");
+    Ok(())
+}
+
+fn play_dead_clone_before(_: &[OsString]) -> Result<()> {
+    // SAFETY: like fork(2), in a process with one thread, but with another signal at the end; the
+    // null pointers stand for the parent's stack and for no thread ids.
+    let child = unsafe { libc::syscall(libc::SYS_clone, libc::SIGUSR1, 0, 0, 0, 0) };
+    if child == 0 {
+        // SAFETY: leaves at once, and touches nothing that was copied.
+        unsafe { libc::_exit(0) };
+    }
+    let child = Pid::from_raw(i32::try_from(child)?);
+    wait_until("the clone is a zombie", || state(child) == Some('Z'))
+}
+
+// What is inherited.
+
+fn inherited_dispositions_do_not_matter(subject: &Subject) -> Result<()> {
+    let sandbox = asleep(subject.setup().prepared_by("ignoring-before"))?;
+    sandbox.act("orphans", &["100"])?;
+    no_child_is_left(&sandbox)?;
+    still_well(sandbox)
+}
+
+fn play_ignoring_before(_: &[OsString]) -> Result<()> {
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
+        // SAFETY: no handler is installed.
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigIgn)? };
+    }
+    Ok(())
+}
+
+fn an_inherited_mask_does_not_make_it_deaf(subject: &Subject) -> Result<()> {
+    let sandbox = asleep(subject.setup().prepared_by("deaf-before"))?;
+    let status = fs::read_to_string(format!("/proc/{}/status", sandbox.pid))?;
+    let blocked = status.lines().find_map(|line| line.strip_prefix("SigBlk:")).context("SigBlk")?;
+    ensure!(u64::from_str_radix(blocked.trim(), 16)? == 0, "{blocked} is blocked");
+    still_well(sandbox)
+}
+
+fn play_deaf_before(_: &[OsString]) -> Result<()> {
+    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?)
+}
+
+fn a_signal_pending_at_exec_is_honoured(subject: &Subject) -> Result<()> {
+    let (status, stderr) = subject.setup().prepared_by("pending-before").start()?.wait()?;
+    ensure!(status.code() == Some(0) && stderr == STOPPED, "{status}, {stderr:?}");
+    Ok(())
+}
+
+fn play_pending_before(_: &[OsString]) -> Result<()> {
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?;
+    Ok(raise(Signal::SIGTERM)?)
+}
+
+fn only_standard_streams_are_open(sandbox: &Sandbox) -> Result<()> {
+    let folder = fs::read_dir(format!("/proc/{}/fd", sandbox.pid))?;
+    let open = folder.map(|entry| Ok(entry?.file_name())).collect::<Result<BTreeSet<_>>>()?;
+    ensure!(open.iter().eq(["0", "1", "2"]), "open: {open:?}");
+    Ok(())
+}
+
+fn inherited_descriptors_are_closed(subject: &Subject) -> Result<()> {
+    let sandbox = asleep(subject.setup().prepared_by("leaking-before"))?;
+    only_standard_streams_are_open(&sandbox)?;
+    still_well(sandbox)
+}
+
+fn they_are_closed_without_close_range_too(subject: &Subject) -> Result<()> {
+    let sandbox = asleep(subject.setup().prepared_by("leaking-on-old-kernel-before"))?;
+    only_standard_streams_are_open(&sandbox)?;
+    still_well(sandbox)
+}
+
+fn play_leaking_before(_: &[OsString]) -> Result<()> {
+    for _ in 0..100 {
+        let leaked = File::open("/proc/self/status")?.into_raw_fd();
+        // SAFETY: a flag of a descriptor that was opened here. dup(2) does not copy close-on-exec.
+        ensure!(unsafe { libc::dup(leaked) } > leaked, "cannot leak");
+        // SAFETY: as above; 1023 is the last that the default limit allows.
+        ensure!(unsafe { libc::dup2(leaked, 1023) } == 1023, "cannot leak");
+    }
+    Ok(())
+}
+
+fn play_leaking_on_old_kernel_before(arguments: &[OsString]) -> Result<()> {
+    play_leaking_before(arguments)?;
+    refuse(libc::SYS_close_range, None, libc::ENOSYS)
+}
+
+fn it_moves_to_the_root(subject: &Subject) -> Result<()> {
+    let sandbox = asleep(subject.setup().prepared_by("elsewhere-before"))?;
+    let folder = sandbox.act("folder-of-init", &[])?;
+    ensure!(folder == "/", "it is in {folder}");
+    Ok(())
+}
+
+fn play_elsewhere_before(_: &[OsString]) -> Result<()> {
+    Ok(env::set_current_dir("/proc/self")?)
+}
+
+fn play_folder_of_init(_: &[OsString]) -> Result<()> {
+    print!("{}", fs::read_link("/proc/1/cwd")?.display());
+    Ok(())
+}
+
+// The closed door.
+
+fn the_same_user_cannot_look_inside(subject: &Subject) -> Result<()> {
+    // The same burglar gets into a process that is dumpable, or this test would prove nothing.
+    let mut victim = Setup::new(&env::current_exe()?).with_libraries(true);
+    for word in actor::command("victim").get_args() {
+        victim = victim.argument(word);
+    }
+    let victim = victim.start()?;
+    wait_until("the victim is in place", || {
+        let name = fs::read_to_string(format!("/proc/{}/comm", victim.pid));
+        name.is_ok_and(|name| name == "victim\n")
+    })?;
+    let got_in = victim.act("burglar", &[])?;
+    let ptrace_scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    let ptrace_is_free = ptrace_scope.is_ok_and(|scope| scope.trim() == "0")
+        || !fs::exists("/proc/sys/kernel/yama")?;
+    let doors =
+        if ptrace_is_free { "ptrace fd root cwd mem environ" } else { "fd root cwd environ" };
+    for door in doors.split(' ') {
+        ensure!(got_in.contains(door), "the burglar is none: {got_in:?}");
+    }
+
+    let sandbox = subject.asleep()?;
+    let got_in = sandbox.act("burglar", &[])?;
+    ensure!(got_in.is_empty(), "the burglar got in through {got_in}");
+    let (status, stderr) = sandbox.wait()?;
+    ensure!(status.code() == Some(0) && stderr == STOPPED, "{status}, {stderr:?}");
+    Ok(())
+}
+
+/// A dumpable PID 1 that is told from the file it was started from by its name.
+fn play_victim(_: &[OsString]) -> Result<()> {
+    fs::write("/proc/self/comm", "victim")?;
+    loop {
+        thread::park();
+    }
+}
+
+/// Tries each door of PID 1 as the same user without privileges and names those that it got in by;
+/// then sends SIGTERM, which it may.
+fn play_burglar(_: &[OsString]) -> Result<()> {
+    use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
+    if Uid::effective().is_root() {
+        setgroups(&[])?;
+        setgid(Gid::from_raw(sandbox::USER))?;
+        setuid(Uid::from_raw(sandbox::USER))?;
+    }
+    for set in [caps::CapSet::Effective, caps::CapSet::Permitted] {
+        caps::clear(None, set)?;
+    }
+    let init = Pid::from_raw(1);
+    if nix::sys::ptrace::seize(init, nix::sys::ptrace::Options::empty()).is_ok() {
+        print!("ptrace ");
+    }
+    for folder in ["fd", "root"] {
+        if fs::read_dir(format!("/proc/1/{folder}/")).is_ok() {
+            print!("{folder} ");
+        }
+    }
+    if fs::read_link("/proc/1/cwd").is_ok() {
+        print!("cwd ");
+    }
+    for file in ["mem", "environ"] {
+        if File::open(format!("/proc/1/{file}")).is_ok() {
+            print!("{file} ");
+        }
+    }
+    io::stdout().flush()?;
+    Ok(kill(init, Signal::SIGTERM)?)
+}
+
+// Standard streams.
+
+fn closed_standard_streams_do_not_matter(subject: &Subject) -> Result<()> {
+    let sandbox = asleep(subject.setup().prepared_by("mute-before"))?;
+    ends_well(sandbox, Signal::SIGTERM, "")
+}
+
+fn play_mute_before(_: &[OsString]) -> Result<()> {
+    for fd in 0..3 {
+        // SAFETY: nothing here uses the standard streams any more.
+        ensure!(unsafe { libc::close(fd) } == 0, "cannot close {fd}");
+    }
+    Ok(())
+}
+
+fn full_standard_streams_do_not_matter(subject: &Subject) -> Result<()> {
+    let full = || File::options().write(true).open("/dev/full");
+    let sandbox = asleep(subject.setup().stdout(full()?).stderr(full()?))?;
+    ends_well(sandbox, Signal::SIGTERM, "")
+}
+
+// The end.
+
+fn nothing_outlives_it(subject: &Subject) -> Result<()> {
+    let sandbox = subject.asleep()?;
+    sandbox.act("sleepers", &[])?;
+    let sleepers = children(sandbox.pid);
+    ensure!(sleepers.len() == 3, "{} sleepers", sleepers.len());
+    ends_well(sandbox, Signal::SIGTERM, STOPPED)?;
+    // The kernel lets PID 1 go only after all others: there is nothing to wait for.
+    for sleeper in sleepers {
+        ensure!(state(sleeper).is_none(), "{sleeper} is still there");
+    }
+    Ok(())
+}
+
+/// Three processes that PID 1 adopts and that would stay for ever.
+fn play_sleepers(_: &[OsString]) -> Result<()> {
+    for _ in 0..3 {
+        let (mut adopted, report) = io::pipe()?;
+        let parent = spawn(|| {
+            let parent = Pid::this();
+            spawn(move || {
+                while getppid() == parent {
+                    thread::yield_now();
+                }
+                // SAFETY: ignoring a signal installs no handler.
+                unsafe { nix::sys::signal::signal(Signal::SIGTERM, SigHandler::SigIgn)? };
+                // Whoever reads their output would wait for them.
+                play_mute_before(&[])?;
+                drop(report);
+                loop {
+                    thread::park();
+                }
+            })
+            .map(drop)
+        })?;
+        nix::sys::wait::waitpid(parent, None)?;
+        adopted.read_to_end(&mut Vec::new())?;
+    }
+    Ok(())
+}
+
+fn a_refused_disposition_is_fatal(subject: &Subject) -> Result<()> {
+    for (part, complaint) in [
+        ("no-sigterm-before", "pause: cannot handle SIGTERM\n"),
+        ("no-sigint-before", "pause: cannot handle SIGINT\n"),
+        ("no-sigchld-before", "pause: cannot ignore SIGCHLD\n"),
+    ] {
+        let (status, stderr) = subject.setup().prepared_by(part).start()?.wait()?;
+        ensure!(status.code() == Some(1) && stderr == complaint, "{part}: {status}, {stderr:?}");
+    }
+    Ok(())
+}
+
+fn refuse_disposition_of(signal: i32) -> Result<()> {
+    refuse(libc::SYS_rt_sigaction, Some(signal), libc::EPERM)
+}
+
+/// Lets the kernel answer a system call with `errno` from now on, also after exec; with an
+/// argument only if that is its first.
+fn refuse(call: i64, first: Option<i32>, errno: i32) -> Result<()> {
+    use seccompiler::{
+        SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    };
+    let rules = match first {
+        None => Vec::new(),
+        Some(value) => {
+            let condition =
+                SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64)?;
+            vec![SeccompRule::new(vec![condition])?]
+        }
+    };
+    let filter = SeccompFilter::new(
+        [(call, rules)].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno as u32),
+        env::consts::ARCH.try_into()?,
+    )?;
+    let program: seccompiler::BpfProgram = filter.try_into()?;
+    Ok(seccompiler::apply_filter(&program)?)
+}
+
+// Not PID 1.
+
+fn elsewhere_than_pid_1_it_warns_and_stops(subject: &Subject) -> Result<()> {
+    let (near, far) = UnixDatagram::pair()?;
+    let mut pause = subject.command().stderr(OwnedFd::from(far)).spawn()?;
+    let pid = Pid::from_raw(pause.id() as i32);
+    wait_until("it sleeps", || is_asleep(pid))?;
+    kill(pid, Signal::SIGTERM)?;
+    let status = pause.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    let said = datagrams(near)?;
+    ensure!(said == [WARNING, STOPPED], "{said:?}");
+    Ok(())
+}
+
+fn elsewhere_than_pid_1_it_reaps_descendants(subject: &Subject) -> Result<()> {
+    let mut ancestor = actor::command("ancestor");
+    ancestor
+        .arg(&subject.binary)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let mut pause = ancestor.spawn()?;
+    let pid = Pid::from_raw(pause.id() as i32);
+    wait_until("it sleeps", || is_asleep(pid))?;
+    // The parent of the orphan-to-be leaves at the end of its stdin.
+    drop(pause.stdin.take());
+    let mut foster_parent = String::new();
+    BufReader::new(pause.stdout.take().context("stdout")?).read_line(&mut foster_parent)?;
+    ensure!(
+        foster_parent.trim() == pid.to_string(),
+        "{foster_parent} adopted the orphan, not {pid}"
+    );
+    wait_until("no orphan or zombie is left", || children(pid).is_empty())?;
+    kill(pid, Signal::SIGTERM)?;
+    ensure!(pause.wait()?.code() == Some(0));
+    Ok(())
+}
+
+/// Has a child with a child, and becomes pause. The child leaves at the end of stdin; the grandchild
+/// says who its parent is then.
+fn play_ancestor(arguments: &[OsString]) -> Result<()> {
+    let [binary] = arguments else { anyhow::bail!("takes the binary") };
+    spawn(|| {
+        let parent = Pid::this();
+        spawn(|| {
+            while getppid() == parent {
+                thread::yield_now();
+            }
+            println!("{}", getppid());
+            Ok(())
+        })?;
+        io::stdin().read_to_end(&mut Vec::new())?;
+        Ok(())
+    })?;
+    let binary = std::ffi::CString::new(binary.as_bytes())?;
+    execv(&binary, &[c"pause"]).map(drop).context("cannot start pause")
+}
+
+fn a_stderr_without_reader_does_not_matter(subject: &Subject) -> Result<()> {
+    let (reader, writer) = io::pipe()?;
+    drop(reader);
+    let mut pause = subject.command().stderr(writer).spawn()?;
+    let pid = Pid::from_raw(pause.id() as i32);
+    wait_until("it sleeps", || is_asleep(pid))?;
+    kill(pid, Signal::SIGTERM)?;
+    let status = pause.wait()?;
+    ensure!(status.code() == Some(0), "{status}");
+    Ok(())
+}
+
+// Arguments.
+
+/// What the program does with an argument: exit code, stdout, stderr.
+fn answer(output: Output) -> (Option<i32>, Vec<u8>, Vec<u8>) {
+    (output.status.code(), output.stdout, output.stderr)
+}
+
+fn version_and_help_are_printed(subject: &Subject) -> Result<()> {
+    for argument in ["-v", "-V", "--version"] {
+        let answer = answer(subject.command().arg(argument).output()?);
+        ensure!(answer == (Some(0), VERSION.into(), vec![]), "{argument}: {answer:?}");
+    }
+    for argument in ["-h", "--help"] {
+        let (code, stdout, stderr) = answer(subject.command().arg(argument).output()?);
+        ensure!(code == Some(0) && stderr.is_empty(), "{argument}: {code:?}");
+        let text = String::from_utf8(stdout)?;
+        for word in ["Usage: pause", "-v", "-V", "--version", "-h", "--help", "SIGTERM", "SIGINT"] {
+            ensure!(text.contains(word), "{word} is not in {text:?}");
+        }
+        ensure!(text.ends_with('\n'));
+    }
+    // The first one decides, as each ends the program.
+    let answer = answer(subject.command().args(["--version", "x"]).output()?);
+    ensure!(answer == (Some(0), VERSION.into(), vec![]), "{answer:?}");
+    Ok(())
+}
+
+fn what_cannot_be_printed_fails(subject: &Subject) -> Result<()> {
+    let complaint = b"pause: cannot write to stdout\n";
+    let full = || File::options().write(true).open("/dev/full");
+    let (reader, nobody_reads) = io::pipe()?;
+    drop(reader);
+    for argument in ["--version", "--help"] {
+        for stdout in [Stdio::from(full()?), nobody_reads.try_clone()?.into()] {
+            let output = subject.command().arg(argument).stdout(stdout).output()?;
+            let answer = answer(output);
+            ensure!(answer == (Some(1), vec![], complaint.into()), "{argument}: {answer:?}");
+        }
+        for (closed, code, stderr) in [("1>&-", 1, &complaint[..]), ("1>&- 2>&-", 1, b"")] {
+            let script = format!("exec \"$0\" \"$1\" {closed}");
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script]).arg(&subject.binary).arg(argument);
+            let answer = answer(shell.output()?);
+            ensure!(
+                answer == (Some(code), vec![], stderr.into()),
+                "{argument} {closed}: {answer:?}"
+            );
+        }
+    }
+    Ok(())
+}
+
+fn unknown_arguments_are_refused(subject: &Subject) -> Result<()> {
+    let long = "x".repeat(100_000);
+    let many = vec!["--nothing"; 10_000];
+    let cases: &[&[&OsStr]] = &[
+        &[OsStr::new("")],
+        &[OsStr::new("-")],
+        &[OsStr::new("--")],
+        &[OsStr::new("-x")],
+        &[OsStr::new("-vv")],
+        &[OsStr::new("--versio")],
+        &[OsStr::new("--version ")],
+        &[OsStr::new("--versioM")],
+        &[OsStr::new("--helP")],
+        &[OsStr::new("/pause")],
+        &[OsStr::new("x"), OsStr::new("--version")],
+        &[OsStr::from_bytes(b"\xff\xfe\x80 not UTF-8 \n\x1b[31m")],
+        &[OsStr::new(&long)],
+        &many.iter().map(OsStr::new).collect::<Vec<_>>(),
+    ];
+    for arguments in cases {
+        let mut expected = b"pause: unknown argument: ".to_vec();
+        expected.extend(arguments[0].as_bytes());
+        expected.extend(b"\nTry 'pause --help'.\n");
+        let answer = answer(subject.command().args(*arguments).output()?);
+        ensure!(
+            answer == (Some(64), vec![], expected),
+            "{:.40}: {answer:?}",
+            arguments[0].display()
+        );
+    }
+    // The message is one write.
+    let (near, far) = UnixDatagram::pair()?;
+    ensure!(subject.command().arg("x").stderr(OwnedFd::from(far)).status()?.code() == Some(64));
+    let said = datagrams(near)?;
+    ensure!(said == ["pause: unknown argument: x\nTry 'pause --help'.\n"], "{said:?}");
+    Ok(())
+}
+
+fn an_empty_argv_is_no_argument(subject: &Subject) -> Result<()> {
+    still_well(asleep(subject.setup().prepared_by("nameless-before"))?)
+}
+
+fn play_nameless_before(_: &[OsString]) -> Result<()> {
+    let nothing: [&std::ffi::CStr; 0] = [];
+    execv(c"/pause", &nothing).map(drop).context("cannot start /pause")
+}

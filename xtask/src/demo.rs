@@ -1,0 +1,216 @@
+//! `cargo xtask demo`: what a pause container is for, acted out with the shipped binary.
+
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use nix::libc;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::{Pid, geteuid};
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::{Child, Stdio};
+use std::sync::mpsc;
+use std::time::Instant;
+use support::actor::Part;
+use support::artifact::{self, Flavor};
+use support::proc::{activity, children, resident, state, wait_until};
+use support::sandbox::{NAMESPACES, Sandbox, Setup};
+
+/// The command line of `cargo xtask demo`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Orphans that are to die in the pod
+    #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
+    orphans: usize,
+    /// Keep the pod until Ctrl-C, to look inside
+    #[arg(long)]
+    hold: bool,
+}
+
+/// The parts of the containers.
+pub const PARTS: &[Part] = &[("serve", play_serve), ("fetch", play_fetch), ("init", play_init)];
+
+/// Where container A serves. The network namespace is new, so no port is taken.
+const ADDRESS: &str = "127.0.0.1:8080";
+
+/// What container A serves.
+const GREETING: &str = "Hello from container A";
+
+/// Acts out the life of a pod, a line for each thing that was seen.
+///
+/// # Errors
+///
+/// When something is not as it should be, or namespaces cannot be made here.
+pub fn run(args: &Args) -> Result<()> {
+    let binary = artifact::build(Flavor::Freestanding)?;
+    let bytes = fs::metadata(&binary)?.len();
+    let pod = Setup::new(&binary).start()?;
+    pod.wait_until_asleep()?;
+    let init = pod.act("init", &[])?;
+    ensure!(init == "/pause", "PID 1 is {init}");
+    println!(
+        "sandbox      {init} ({} bytes) is PID 1 and sleeps, {} KiB resident",
+        HumanCount(bytes),
+        resident(pod.pid)?
+    );
+    let namespaces = namespaces(&pod)?;
+    println!("             {}", namespaces.join(" "));
+
+    let container = Container::start(&pod)?;
+    println!("container A  joins the namespaces and serves on {ADDRESS}");
+    println!("container B  joins them too and fetches {:?}", fetch(&pod)?);
+
+    container.kill()?;
+    ensure!(pod.act("fetch", &[]).is_err(), "somebody answers in place of container A");
+    println!("container A  is killed: nobody answers any more");
+
+    let container = Container::start(&pod)?;
+    let greeting = fetch(&pod)?;
+    ensure!(self::namespaces(&pod)? == namespaces, "the namespaces have changed");
+    println!("container A  is back: B fetches {greeting:?}, the namespaces are the same");
+
+    reap(&pod, args.orphans)?;
+
+    if args.hold {
+        hold(&pod)?;
+    }
+
+    container.kill()?;
+    let start = Instant::now();
+    pod.signal(Signal::SIGTERM)?;
+    let (status, stderr) = pod.wait()?;
+    let took = start.elapsed();
+    ensure!(status.code() == Some(0), "{init} ended with {status}");
+    println!(
+        "sandbox      SIGTERM: says {:?}, exit code 0, gone after {} µs",
+        stderr.trim_end(),
+        took.as_micros()
+    );
+    Ok(())
+}
+
+/// The sandbox's namespaces, as the kernel numbers them.
+fn namespaces(pod: &Sandbox) -> Result<Vec<String>> {
+    NAMESPACES.iter().map(|name| pod.namespace(name)).collect()
+}
+
+/// Lets orphans die in the pod; none may remain, and PID 1 may not wake up for them.
+fn reap(pod: &Sandbox, number: usize) -> Result<()> {
+    let style = ProgressStyle::with_template("orphans      {wide_bar} {human_pos}/{human_len}")?;
+    let bar = ProgressBar::new(number as u64).with_style(style);
+    let containers = children(pod.pid);
+    let before = activity(pod.pid)?;
+    let mut left = number;
+    while left > 0 {
+        let some = left.min(number.div_ceil(100));
+        pod.act("orphans", &[&some.to_string()])?;
+        left -= some;
+        bar.inc(some as u64);
+    }
+    bar.finish_and_clear();
+    wait_until("all orphans are gone", || children(pod.pid) == containers)?;
+    let after = activity(pod.pid)?;
+    ensure!(before == after, "PID 1 was woken: {before:?}, then {after:?}");
+    let zombies = children(pod.pid).into_iter().filter(|&pid| state(pid) == Some('Z')).count();
+    ensure!(zombies == 0, "{zombies} zombies");
+    println!(
+        "orphans      {} died: {zombies} zombies, 0 wake-ups of PID 1",
+        HumanCount(number as u64)
+    );
+    Ok(())
+}
+
+/// Says how to look inside, and waits for Ctrl-C.
+fn hold(pod: &Sandbox) -> Result<()> {
+    let (sender, receiver) = mpsc::channel();
+    ctrlc::set_handler(move || sender.send(()).unwrap_or(())).context("cannot wait for Ctrl-C")?;
+    let user = if geteuid().is_root() { "" } else { " --user --preserve-credentials" };
+    println!("look inside  nsenter --target {}{user} --net --ipc --uts --pid sh", pod.pid);
+    println!("             Ctrl-C ends the pod");
+    receiver.recv()?;
+    // The terminal shows ^C in this line.
+    println!();
+    Ok(())
+}
+
+/// Container A: a server in the pod.
+struct Container {
+    joiner: Child,
+    process: Pid,
+}
+
+impl Container {
+    /// Starts it and waits until it listens.
+    fn start(pod: &Sandbox) -> Result<Self> {
+        let mut joiner = pod.actor("serve");
+        joiner.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut joiner = joiner.spawn()?;
+        let mut ready = String::new();
+        BufReader::new(joiner.stdout.take().context("stdout")?).read_line(&mut ready)?;
+        ensure!(ready == "ready\n", "container A does not serve");
+        let [process] = children(Pid::from_raw(joiner.id() as i32))[..] else {
+            bail!("container A has gone");
+        };
+        Ok(Self { joiner, process })
+    }
+
+    fn kill(mut self) -> Result<()> {
+        kill(self.process, Signal::SIGKILL)?;
+        self.joiner.wait()?;
+        Ok(())
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let _ = self.joiner.kill();
+        let _ = self.joiner.wait();
+    }
+}
+
+/// What container B gets from container A.
+fn fetch(pod: &Sandbox) -> Result<String> {
+    let got = pod.act("fetch", &[])?;
+    ensure!(got == GREETING, "container B got {got:?}");
+    Ok(got)
+}
+
+/// Serves for ever.
+fn play_serve(_: &[OsString]) -> Result<()> {
+    bring_up_loopback()?;
+    let listener = TcpListener::bind(ADDRESS)?;
+    println!("ready");
+    for client in listener.incoming() {
+        client?.write_all(GREETING.as_bytes())?;
+    }
+    Ok(())
+}
+
+/// Prints what is served.
+fn play_fetch(_: &[OsString]) -> Result<()> {
+    let mut text = String::new();
+    TcpStream::connect(ADDRESS)?.read_to_string(&mut text)?;
+    print!("{text}");
+    Ok(())
+}
+
+/// Prints the command line of PID 1.
+fn play_init(_: &[OsString]) -> Result<()> {
+    print!("{}", fs::read_to_string("/proc/1/cmdline")?.trim_end_matches('\0'));
+    Ok(())
+}
+
+/// Brings up `lo`, which is down in a new network namespace: netdevice(7).
+fn bring_up_loopback() -> Result<()> {
+    let socket = TcpListener::bind("0.0.0.0:0")?;
+    // SAFETY: all bytes zero is an ifreq.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&b"lo".map(|byte| byte as libc::c_char));
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the call reads an ifreq, and gets one.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) };
+    ensure!(done == 0, "cannot bring up lo: {}", std::io::Error::last_os_error());
+    Ok(())
+}
