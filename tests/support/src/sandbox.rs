@@ -258,9 +258,8 @@ fn launch(
     })?;
     drop(complain);
     // What these lead to is for PID 1 alone: when it closes them they are closed.
-    let nowhere = File::options().write(true).open("/dev/null")?;
-    dup2_stdout(&nowhere)?;
-    dup2_stderr(&nowhere)?;
+    dup2_stdout(io::stdin())?;
+    dup2_stderr(io::stdin())?;
     let mut text = String::new();
     complaint.read_to_string(&mut text)?;
     ensure!(text.is_empty(), "cannot start a sandbox: {text}");
