@@ -75,6 +75,7 @@ const PLAIN: &[Test] = &[
     ("a_stderr_without_reader_does_not_matter", a_stderr_without_reader_does_not_matter),
     ("version_and_help_are_printed", version_and_help_are_printed),
     ("what_cannot_be_printed_fails", what_cannot_be_printed_fails),
+    ("what_is_printed_in_part_fails", what_is_printed_in_part_fails),
     ("unknown_arguments_are_refused", unknown_arguments_are_refused),
 ];
 
@@ -744,6 +745,20 @@ fn what_cannot_be_printed_fails(subject: &Subject) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+fn what_is_printed_in_part_fails(subject: &Subject) -> Result<()> {
+    // A file may have 512 bytes, and five of them are left.
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("stdout");
+    fs::write(&file, [b'.'; 507])?;
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"ulimit -f 1 && exec "$0" --version >>"$1""#]);
+    let answer = answer(shell.arg(&subject.binary).arg(&file).output()?);
+    ensure!(fs::metadata(&file)?.len() == 512, "the file is not full");
+    let complaint = b"pause: cannot write to stdout\n";
+    ensure!(answer == (Some(1), vec![], complaint.into()), "{answer:?}");
     Ok(())
 }
 
