@@ -83,10 +83,11 @@ extern "C" fn stop(signal: c_int) -> ! {
 
 /// Prints what was asked for and ends.
 fn answer(text: &[u8]) -> ! {
-    if sys::write(STDOUT_FILENO, &[IoSlice::new(text)]).is_err() {
-        fail(b"pause: cannot write to stdout\n");
+    let written = sys::write(STDOUT_FILENO, &[IoSlice::new(text)]);
+    if written.is_ok_and(|bytes| bytes == text.len()) {
+        sys::exit(0)
     }
-    sys::exit(0)
+    fail(b"pause: cannot write to stdout\n")
 }
 
 /// Says why and ends.

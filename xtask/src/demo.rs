@@ -16,7 +16,7 @@ use std::time::Instant;
 use support::actor::Part;
 use support::artifact::{self, Flavor};
 use support::proc::{activity, children, resident, state, wait_until};
-use support::sandbox::{NAMESPACES, Sandbox, Setup};
+use support::sandbox::{Sandbox, Setup};
 
 /// The command line of `cargo xtask demo`.
 #[derive(clap::Args)]
@@ -91,9 +91,9 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The sandbox's namespaces, as the kernel numbers them.
+/// The namespaces that make the pod, as the kernel numbers them.
 fn namespaces(pod: &Sandbox) -> Result<Vec<String>> {
-    NAMESPACES.iter().map(|name| pod.namespace(name)).collect()
+    ["pid", "net", "ipc", "uts"].iter().map(|name| pod.namespace(name)).collect()
 }
 
 /// Lets orphans die in the pod; none may remain, and PID 1 may not wake up for them.

@@ -3,12 +3,12 @@
 
 use crate::busybox;
 use crate::daemon::{self, Daemon, Folder};
-use crate::host::{self, Pause, same};
+use crate::host::{self, same};
 use crate::pod;
 use crate::scenario::{Engine, Scenario, Scene, Skip};
 use crate::stage::Stage;
 use crate::wait::{success, until};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
@@ -31,6 +31,7 @@ use std::process::Stdio;
 use support::artifact::project;
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
+use toml_edit::DocumentMut;
 use tonic::transport::{Channel, Endpoint};
 
 /// The namespaces that the containers of a pod share with its sandbox, where
@@ -39,6 +40,12 @@ const SHARED: [&str; 4] = ["net", "ipc", "uts", "pid"];
 
 /// Where CNI's plugins are, by its convention and where Debian and Fedora put them.
 const CNI: [&str; 3] = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
+
+/// The plugin of containerd 1 that does everything of CRI's.
+const CRI: &str = "io.containerd.grpc.v1.cri";
+
+/// The part of it that runs pods, in containerd 2.
+const CRI_PODS: &str = "io.containerd.cri.v1.runtime";
 
 /// containerd and what it is tried with.
 pub struct Containerd {
@@ -103,20 +110,12 @@ fn socket(folder: &Folder) -> PathBuf {
     folder.join("socket")
 }
 
-/// The file in `deploy/` for the containerd that is installed, changed only where it would touch
-/// another containerd or ask for what this machine has not.
+/// The file in `deploy/` for the containerd that is installed, changed for `folder`.
 async fn configuration(folder: &Folder) -> Result<String> {
     let version = success(Command::new("containerd").arg("--version")).await?;
-    let major = version.split_whitespace().nth(2).map(|version| version.trim_start_matches('v'));
-    let (file, runtime) = match major.and_then(|version| version.split_once('.')) {
-        Some(("1", _)) => ("containerd-1.toml", "io.containerd.grpc.v1.cri"),
-        Some(("2", _)) => ("containerd-2.toml", "io.containerd.cri.v1.runtime"),
-        _ => bail!("deploy/ has no configuration for this one: {version}"),
-    };
-    let path = project().join("deploy").join(file);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path:?}"))?;
-    let mut config: toml_edit::DocumentMut =
-        text.parse().with_context(|| format!("cannot read {path:?}"))?;
+    let number = version.split_whitespace().nth(2).map(|number| number.trim_start_matches('v'));
+    let major = number.and_then(|number| number.split('.').next()?.parse().ok());
+    let mut config = deployed(major.with_context(|| format!("no version in {version:?}"))?)?;
 
     let complete = |folder: &&&str| {
         ["ptp", "host-local", "loopback"]
@@ -129,19 +128,28 @@ async fn configuration(folder: &Folder) -> Result<String> {
     fs::create_dir(&networks)?;
     fs::write(networks.join("10-pause.conflist"), network(folder).to_string())?;
 
-    let text = |name| folder.join(name).display().to_string();
-    config["root"] = text("root").into();
-    config["state"] = text("state").into();
+    let path = |name| folder.join(name).display().to_string();
+    config["root"] = path("root").into();
+    config["state"] = path("state").into();
     config["grpc"]["address"] = socket(folder).display().to_string().into();
-    let plugin = &mut config["plugins"][runtime];
-    plugin["cni"]["bin_dir"] = (*plugins).into();
-    plugin["cni"]["conf_dir"] = text("networks").into();
+    let pods = if major == Some(1) { CRI } else { CRI_PODS };
+    let pods = &mut config["plugins"][pods];
+    pods["cni"]["bin_dir"] = (*plugins).into();
+    pods["cni"]["conf_dir"] = path("networks").into();
     // Sandboxes want to be the last to go when memory runs out, and that is a privilege.
     const CAP_SYS_RESOURCE: u64 = 1 << 24;
     if Process::myself()?.status()?.capeff & CAP_SYS_RESOURCE == 0 {
-        plugin["restrict_oom_score_adj"] = true.into();
+        pods["restrict_oom_score_adj"] = true.into();
     }
     Ok(config.to_string())
+}
+
+/// The file in `deploy/` for containerd's version `major`.
+fn deployed(major: u32) -> Result<DocumentMut> {
+    let path = project().join(format!("deploy/containerd-{major}.toml"));
+    let shown = path.display();
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {shown}"))?;
+    text.parse().with_context(|| format!("cannot read {shown}"))
 }
 
 /// A network between the pods and their host, who are in a network namespace of their own.
@@ -228,7 +236,7 @@ impl Containerd {
         let pause = self.asleep(&sandbox).await?;
         let beside = self.run(&sandbox, "pod", 0, NamespaceMode::Pod).await?;
 
-        let shared = host::namespaces(pause.process(), &SHARED)?;
+        let shared = host::namespaces(&pause, &SHARED)?;
         same("the namespaces", self.container_namespaces(&beside).await?, shared.clone())?;
         let own = host::namespaces(&Process::myself()?, &SHARED)?;
         ensure!(shared.iter().all(|namespace| !own.contains(namespace)), "they are the host's");
@@ -244,7 +252,7 @@ impl Containerd {
     async fn replace(&self) -> Result<()> {
         let sandbox = self.run_pod("replace").await?;
         let pause = self.asleep(&sandbox).await?;
-        let shared = host::namespaces(pause.process(), &SHARED)?;
+        let shared = host::namespaces(&pause, &SHARED)?;
         let address = self.address(&sandbox).await?;
 
         let first = self.run(&sandbox, "replace", 0, NamespaceMode::Pod).await?;
@@ -261,11 +269,7 @@ impl Containerd {
         let seen = self.shell(&second, "ip -4 -o address show dev eth0").await?;
         ensure!(seen.contains(&format!(" {address}/")), "the container does not have it: {seen}");
         let again = self.asleep(&sandbox).await?;
-        same(
-            "the sandbox's process",
-            again.process().stat()?.starttime,
-            pause.process().stat()?.starttime,
-        )?;
+        same("the sandbox's process", again.stat()?.starttime, pause.stat()?.starttime)?;
         self.remove(&sandbox).await
     }
 
@@ -386,10 +390,10 @@ impl Containerd {
     }
 
     /// Waits until the sandbox's process sleeps; it has to be ours.
-    async fn asleep(&self, sandbox: &str) -> Result<Pause> {
+    async fn asleep(&self, sandbox: &str) -> Result<Process> {
         let details = details(&self.status(sandbox).await?.info)?;
         same("the sandbox's image", &details["image"], &json!(self.reference))?;
-        Pause::asleep(pid(&details)?, &self.binary).await
+        host::asleep(pid(&details)?, &self.binary).await
     }
 
     /// Waits until containerd takes note that the sandbox's process has ended.
@@ -490,5 +494,21 @@ impl Events {
             Ok((event["id"] == *id).then_some(code))
         })
         .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{CRI, deployed};
+
+    /// Only one of the files is run on a machine.
+    #[test]
+    fn deployed_files_name_this_version() {
+        let image = concat!("localhost/pause:", env!("CARGO_PKG_VERSION"));
+        let one = deployed(1).unwrap();
+        assert_eq!(one["plugins"][CRI]["sandbox_image"].as_str(), Some(image));
+        let two = deployed(2).unwrap();
+        let pinned = &two["plugins"]["io.containerd.cri.v1.images"]["pinned_images"];
+        assert_eq!(pinned["sandbox"].as_str(), Some(image));
     }
 }

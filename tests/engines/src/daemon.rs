@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use procfs::process::Process;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io;
@@ -171,10 +171,12 @@ impl Daemon {
         let mut found = host::surroundings(&process)?;
         found
             .extend(host::descendants()?.iter().map(|(pid, name)| format!("process {pid} {name}")));
-        // The top ones stay for the next container.
+        // The top one stays for the next container. Below it, containers have theirs in every
+        // hierarchy; once is enough to tell.
         let cgroups = self.folder.cgroups()?;
         let inner = cgroups.iter().filter(|path| !path.ends_with(&self.folder.cgroup[1..]));
-        found.extend(inner.map(|path| format!("control group {}", path.display())));
+        let names = inner.filter_map(|path| path.file_name());
+        found.extend(names.map(|name| format!("control group {}", name.display())));
         Ok(Surroundings(found))
     }
 
@@ -187,6 +189,7 @@ impl Daemon {
         let mut left = Vec::new();
         let gone = until("nothing is left", async || {
             left = self.surroundings()?.0.difference(&before.0).cloned().collect();
+            left.sort();
             Ok(left.is_empty().then_some(()))
         });
         gone.await.with_context(|| format!("left behind: {}", left.join(", ")))
@@ -207,14 +210,14 @@ impl Daemon {
     /// Ends it and everything that descends from it, with force where it takes force.
     fn end(&mut self) -> Result<()> {
         let folder = self.folder.folder.path();
-        let mut left = Vec::new();
+        let mut left = BTreeSet::new();
 
+        let start = Instant::now();
         if self.process.try_wait()?.is_none() {
             kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM)?;
-            let start = Instant::now();
             while self.process.try_wait()?.is_none() {
                 if start.elapsed() > PATIENCE {
-                    left.push(format!("{} itself, deaf to SIGTERM", self.name));
+                    left.insert(format!("{} itself, deaf to SIGTERM", self.name));
                     self.process.kill()?;
                 }
                 sleep(Duration::from_millis(10));
@@ -224,8 +227,9 @@ impl Daemon {
         // What it left is ours now. Nothing else is: this runs one daemon at a time.
         loop {
             let orphans = host::descendants()?;
+            ensure!(start.elapsed() < 2 * PATIENCE, "SIGKILL does not end {orphans:?}");
             for (pid, name) in &orphans {
-                left.push(format!("process {pid} {name}"));
+                left.insert(format!("process {pid} {name}"));
                 kill_if_there(*pid)?;
             }
             let reaped = waitpid(None, Some(WaitPidFlag::WNOHANG));
@@ -240,11 +244,11 @@ impl Daemon {
         }
         for mount in Process::myself()?.mountinfo()? {
             if mount.mount_point.starts_with(folder) {
-                left.push(format!("mount {}", mount.mount_point.display()));
+                left.insert(format!("mount {}", mount.mount_point.display()));
             }
         }
-        left.dedup();
-        ensure!(left.is_empty(), "{} left behind: {}", self.name, left.join(", "));
+        let list = left.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        ensure!(left.is_empty(), "{} left behind: {list}", self.name);
         match fs::remove_dir_all(folder) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
             _ => Ok(()),

@@ -2,67 +2,34 @@
 
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
-use nix::libc;
-use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use procfs::ProcError;
-use procfs::process::{Process, Syscall, all_processes};
+use procfs::process::{Process, all_processes};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::fs;
+use support::proc;
+use support::sandbox::USER;
 
-/// The call that pause sleeps in.
-#[cfg(target_arch = "x86_64")]
-const SLEEP: libc::c_long = libc::SYS_pause;
-#[cfg(not(target_arch = "x86_64"))]
-const SLEEP: libc::c_long = libc::SYS_ppoll;
-
-/// A pause process that sleeps.
-pub struct Pause(Process);
-
-impl Pause {
-    /// Waits until the process `pid` is pause, has done everything that it does before it sleeps,
-    /// and sleeps. It has to be `binary`, run by the image's user.
-    ///
-    /// # Errors
-    ///
-    /// When it ends before that, or is another program or another user's.
-    pub async fn asleep(pid: i32, binary: &[u8]) -> Result<Self> {
-        let process = Process::new(pid)?;
-        until("pause sleeps", async || {
-            let status = process.status()?;
-            let has = |set: u64, signal: Signal| set & (1 << (signal as i32 - 1)) != 0;
-            let ready = has(status.sigcgt, Signal::SIGTERM)
-                && has(status.sigcgt, Signal::SIGINT)
-                && has(status.sigign, Signal::SIGCHLD)
-                && matches!(process.syscall()?,
-                    Syscall::Blocked { syscall_number, .. } if syscall_number == SLEEP);
-            Ok(ready.then_some(()))
-        })
-        .await?;
-        same("the command line", process.cmdline()?, vec!["/pause".to_owned()])?;
-        let status = process.status()?;
-        same("the user and the group", (status.euid, status.egid), (65535, 65535))?;
-        ensure!(fs::read(format!("/proc/{pid}/exe"))? == binary, "the program is another one");
-        Ok(Self(process))
-    }
-
-    /// The process, for more questions.
-    pub fn process(&self) -> &Process {
-        &self.0
-    }
-
-    /// How often it went to sleep or was preempted: what moves when it is woken.
-    ///
-    /// # Errors
-    ///
-    /// When it has ended.
-    pub fn switches(&self) -> Result<(u64, u64)> {
-        let status = self.0.status()?;
-        status
-            .voluntary_ctxt_switches
-            .zip(status.nonvoluntary_ctxt_switches)
-            .context("the kernel does not count context switches")
-    }
+/// Waits until the process `pid` sleeps as pause does when it has done everything else. It has to be
+/// `binary`, run by the image's user.
+///
+/// # Errors
+///
+/// When it ends before that, or is another program or another user's.
+pub async fn asleep(pid: i32, binary: &[u8]) -> Result<Process> {
+    let process = Process::new(pid)?;
+    until("pause sleeps", async || {
+        // With an error when it is gone.
+        process.stat()?;
+        Ok(proc::is_asleep(Pid::from_raw(pid)).then_some(()))
+    })
+    .await?;
+    same("the command line", process.cmdline()?, vec!["/pause".to_owned()])?;
+    let status = process.status()?;
+    same("the user and the group", (status.euid, status.egid), (USER, USER))?;
+    ensure!(fs::read(format!("/proc/{pid}/exe"))? == binary, "the program is another one");
+    Ok(process)
 }
 
 /// The namespaces of `kinds` (`net`, `ipc`, ...) that `process` lives in, by their numbers.

@@ -1,11 +1,13 @@
 //! What a pod expects of its PID 1, whichever engine made it. The commands run in a container of the
 //! pod: `shell` runs a script there and returns what it prints.
 
-use crate::host::{Pause, same};
+use crate::host::same;
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
+use nix::unistd::Pid;
 use procfs::FromRead;
-use procfs::process::Stat;
+use procfs::process::{Process, Stat};
+use support::proc::activity;
 
 /// How many.
 const ORPHANS: usize = 2_000;
@@ -30,12 +32,17 @@ pub async fn init(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
 /// # Errors
 ///
 /// When zombies remain, or pause was woken.
-pub async fn reaps(pause: &Pause, shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
-    let before = pause.switches()?;
+pub async fn reaps(pause: &Process, shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+    let pid = Pid::from_raw(pause.pid);
+    let before = activity(pid)?;
     make_orphans(&shell).await?;
-    until("every orphan is gone", async || Ok(orphans(&shell).await?.is_empty().then_some(())))
-        .await?;
-    same("context switches of pause", pause.switches()?, before)
+    let mut left = 0;
+    let gone = until("every orphan is gone", async || {
+        left = orphans(&shell).await?.len();
+        Ok((left == 0).then_some(()))
+    });
+    gone.await.with_context(|| format!("{left} orphans are left"))?;
+    same("what pause cost the scheduler", activity(pid)?, before)
 }
 
 /// The counterpart, without which [`reaps`] proves nothing: where PID 1 does not reap, the same
@@ -46,11 +53,12 @@ pub async fn reaps(pause: &Pause, shell: impl AsyncFn(&str) -> Result<String>) -
 /// When they are not.
 pub async fn does_not_reap(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
     make_orphans(&shell).await?;
-    until("every orphan is a zombie", async || {
-        let zombies = orphans(&shell).await?.iter().filter(|orphan| orphan.state == 'Z').count();
+    let mut zombies = 0;
+    let all = until("every orphan is a zombie", async || {
+        zombies = orphans(&shell).await?.iter().filter(|orphan| orphan.state == 'Z').count();
         Ok((zombies == ORPHANS).then_some(()))
-    })
-    .await
+    });
+    all.await.with_context(|| format!("{zombies} zombies are there"))
 }
 
 /// Forks twice for each orphan: its parent ends at once.

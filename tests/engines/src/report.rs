@@ -86,8 +86,8 @@ impl Report {
         }
         if let Some(engine) = engine {
             self.announce(E::NAME, Scenario::Teardown);
-            let result = engine.teardown().await;
-            self.note(E::NAME, Scenario::Teardown, result);
+            let result = timeout(DEADLINE, engine.teardown()).await;
+            self.note(E::NAME, Scenario::Teardown, result.unwrap_or_else(|_| Err(hangs())));
         }
     }
 
@@ -102,7 +102,7 @@ impl Report {
         let result = select! {
             biased;
             signal = self.signals.any() => Err(Skip(format!("stopped by {signal}")).into()),
-            result = timeout(DEADLINE, run) => result.unwrap_or_else(|_| Err(anyhow!("it hangs"))),
+            result = timeout(DEADLINE, run) => result.unwrap_or_else(|_| Err(hangs())),
         };
         self.note(engine, scenario, result);
     }
@@ -183,6 +183,10 @@ impl Report {
         }
         table
     }
+}
+
+fn hangs() -> Error {
+    anyhow!("it hangs: no end after {DEADLINE:?}")
 }
 
 /// The signals that end this early.

@@ -25,7 +25,7 @@ pub struct Toolchain {
 ///
 /// [`Skip`] where the machine has not what it is made from.
 pub async fn pack(archive: &Path) -> Result<Toolchain> {
-    let needed = ["cargo", "rustc", "gcc", "dpkg", "ldd"];
+    let needed = ["rustup", "gcc", "dpkg", "ldd"];
     let missing: Vec<_> =
         needed.into_iter().filter(|program| which::which(program).is_err()).collect();
     let reason = format!("no toolchain to make an image of, without {}", missing.join(", "));

@@ -11,8 +11,8 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{
-    Gid, Pid, Uid, chdir, dup2_stdin, execv, getegid, geteuid, pivot_root, setgid, setgroups,
-    setuid,
+    Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execv, getegid, geteuid,
+    pivot_root, setgid, setgroups, setuid,
 };
 use std::convert::Infallible;
 use std::env;
@@ -266,6 +266,9 @@ fn launch(
         Ok(())
     })?;
     drop(complain);
+    // What these lead to is for PID 1 alone: when it closes them they are closed.
+    dup2_stdout(io::stdin())?;
+    dup2_stderr(io::stdin())?;
     let mut text = String::new();
     complaint.read_to_string(&mut text)?;
     ensure!(text.is_empty(), "cannot start a sandbox: {text}");
