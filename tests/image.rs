@@ -8,11 +8,12 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::{env, fs};
-use support::artifact::{self, Flavor};
+use support::artifact::{self, Flavor, TARGETS, Target};
 use tempfile::TempDir;
 
 fn main() -> ExitCode {
@@ -37,6 +38,11 @@ fn main() -> ExitCode {
         test("failed_write_leaves_nothing", failed_write_leaves_nothing),
         test("size_names_what_is_too_large", size_names_what_is_too_large),
         test("size_prints_markdown", size_prints_markdown),
+        several_platforms("index_lists_the_platforms", index_lists_the_platforms),
+        several_platforms("docker_gets_one_of_the_platforms", docker_gets_one_of_the_platforms),
+        several_platforms("size_checks_every_platform", size_checks_every_platform),
+        test("unknown_platforms_are_refused", unknown_platforms_are_refused),
+        test("missing_core_writes_nothing", missing_core_writes_nothing),
     ];
     let conclusion = libtest_mimic::run(&Arguments::from_args(), tests);
     // Nobody else drops what is static.
@@ -48,6 +54,29 @@ fn test(name: &str, run: fn()) -> Trial {
     Trial::test(name, move || {
         run();
         Ok(())
+    })
+}
+
+/// A test of an image for all platforms whose `core` is at hand, which must be two at least.
+fn several_platforms(name: &str, run: fn(&[&Target])) -> Trial {
+    let no_skip = env::var_os("PAUSE_NO_SKIP").is_some_and(|value| value == "1");
+    Trial::ignorable_test(name, move || {
+        let mut targets = Vec::new();
+        let mut missing = String::new();
+        for target in TARGETS.iter().filter(|target| target.platform.is_some()) {
+            match artifact::find_core(target.triple) {
+                Err(error) if !target.is_native() => missing = format!("{error:#}"),
+                _ => targets.push(target),
+            }
+        }
+        if no_skip && !missing.is_empty() {
+            return Err(Failed::from(missing));
+        }
+        if targets.len() < 2 {
+            return Ok(Completion::ignored_with(missing));
+        }
+        run(&targets);
+        Ok(Completion::Completed)
     })
 }
 
@@ -158,19 +187,29 @@ fn config_runs_pause_as_nobody() {
 }
 
 fn architecture_is_that_of_the_binary() {
-    // e_machine of the ELF header, in the binary's own order of bytes (elf.h: EM_*).
-    let little_endian = BINARY[5] == 1;
-    let machine = [BINARY[18], BINARY[19]];
-    let machine =
-        if little_endian { u16::from_le_bytes(machine) } else { u16::from_be_bytes(machine) };
-    let (architecture, variant) = match machine {
-        62 => (json!("amd64"), None),
-        183 => (json!("arm64"), Some(json!("v8"))),
-        other => panic!("teach this test about e_machine {other}"),
-    };
+    let (architecture, variant) = architecture(&BINARY);
     let config = IMAGE.config();
     assert_eq!(config["architecture"], architecture);
-    assert_eq!(config.get("variant"), variant.as_ref());
+    assert_eq!(config.get("variant").and_then(Value::as_str), variant);
+}
+
+/// What an image has to call the architecture of an ELF file, and its variant.
+fn architecture(binary: &[u8]) -> (&'static str, Option<&'static str>) {
+    // e_machine of the ELF header, in the binary's own order of bytes (elf.h: EM_*).
+    let little_endian = binary[5] == 1;
+    let machine = [binary[18], binary[19]];
+    let machine =
+        if little_endian { u16::from_le_bytes(machine) } else { u16::from_be_bytes(machine) };
+    match machine {
+        21 if little_endian => ("ppc64le", None),
+        22 => ("s390x", None),
+        40 => ("arm", Some("v7")),
+        62 => ("amd64", None),
+        183 => ("arm64", Some("v8")),
+        243 => ("riscv64", None),
+        258 => ("loong64", None),
+        other => panic!("teach this test about e_machine {other}"),
+    }
 }
 
 fn annotations_come_from_cargo_toml() {
@@ -370,6 +409,125 @@ fn size_prints_markdown() {
         assert_eq!(row[0], part);
         assert_eq!([1, 2, 3].map(|cell| number(row[cell])), [bytes, budget, budget - bytes]);
     }
+}
+
+/// The names of platforms as `--platform` takes them.
+fn names(targets: &[&Target]) -> String {
+    targets.iter().map(|target| target.platform.unwrap()).collect::<Vec<_>>().join(",")
+}
+
+fn index_lists_the_platforms(targets: &[&Target]) {
+    // In another order, one twice and one without its variant: all the same.
+    let reversed: Vec<_> = targets.iter().rev().copied().collect();
+    let platforms = names(&reversed).replace("/v8", "") + "," + targets[0].platform.unwrap();
+    let image = Image::write(&[&FIXED[..], &["--platform", &platforms]].concat());
+
+    let outer = &image.json("index.json")["manifests"];
+    assert_eq!(outer.as_array().unwrap().len(), 1);
+    assert_eq!(outer[0]["mediaType"], "application/vnd.oci.image.index.v1+json");
+    assert_eq!(outer[0]["annotations"]["io.containerd.image.name"], TAG);
+    assert_eq!(outer[0]["digest"], image.told("index digest"));
+    let index: Value = serde_json::from_slice(&image.blob(&outer[0]).bytes).unwrap();
+    let manifests = index["manifests"].as_array().unwrap();
+    assert_eq!(manifests.len(), targets.len());
+    // Three blobs for each, the index, and the three files of the layout.
+    assert_eq!(image.files.len(), 3 * targets.len() + 1 + 3);
+    for file in image.files.iter().filter_map(|(path, file)| Some((path.rsplit_once('/')?, file))) {
+        assert_eq!(digest(&file.1.bytes), format!("sha256:{}", file.0.1));
+    }
+
+    for (descriptor, target) in manifests.iter().zip(targets) {
+        let manifest: Value = serde_json::from_slice(&image.blob(descriptor).bytes).unwrap();
+        let config: Value = serde_json::from_slice(&image.blob(&manifest["config"]).bytes).unwrap();
+        let mut compressed = &*image.blob(&manifest["layers"][0]).bytes;
+        let mut layer = Vec::new();
+        GzDecoder::new(&mut compressed).read_to_end(&mut layer).unwrap();
+        assert_eq!(config["rootfs"]["diff_ids"], json!([digest(&layer)]));
+        let binary = &untar(&layer)["pause"].bytes;
+        assert!(*binary == fs::read(target.build().unwrap()).unwrap(), "{target:?}");
+
+        let (architecture, variant) = architecture(binary);
+        for place in [&descriptor["platform"], &config] {
+            assert_eq!(place["os"], "linux");
+            assert_eq!(place["architecture"], architecture);
+            assert_eq!(place.get("variant").and_then(Value::as_str), variant);
+        }
+        let name = [Some("linux"), Some(architecture), variant];
+        assert_eq!(
+            name.into_iter().flatten().collect::<Vec<_>>().join("/"),
+            target.platform.unwrap()
+        );
+    }
+}
+
+fn docker_gets_one_of_the_platforms(targets: &[&Target]) {
+    let image = Image::write(&[&FIXED[..], &["--platform", &names(targets)]].concat());
+    let docker = image.json("manifest.json");
+    assert_eq!(docker.as_array().unwrap().len(), 1);
+    // This machine's, the same as alone.
+    let alone = IMAGE.json("manifest.json");
+    assert_eq!(docker, alone);
+
+    let foreign = targets.iter().find(|target| !target.is_native()).unwrap();
+    let image = Image::write(&[&FIXED[..], &["--platform", &names(&[foreign])]].concat());
+    let config: Value = serde_json::from_slice(
+        &image.files[image.json("manifest.json")[0]["Config"].as_str().unwrap()].bytes,
+    )
+    .unwrap();
+    assert_eq!(config, image.config());
+    assert_eq!(config["architecture"], foreign.platform.unwrap().split('/').nth(1).unwrap());
+}
+
+fn size_checks_every_platform(targets: &[&Target]) {
+    let size = |budget: &str| {
+        let mut command = xtask(artifact::project());
+        command.arg("size").args(FIXED).args(["--platform", &names(targets)]);
+        command.args(["--max-binary", budget]);
+        command
+    };
+    let table = succeed(&mut size("2048"));
+    let message = fail(&mut size("1"));
+    for target in targets {
+        let row = format!("{}: binary", target.platform.unwrap());
+        assert!(table.contains(&row), "{row} is not in: {table}");
+        assert!(message.contains(&row), "{row} is not in: {message}");
+    }
+}
+
+fn unknown_platforms_are_refused() {
+    let folder = TempDir::new().unwrap();
+    for platform in ["", "linux", "linux/", "linux/arm6", "linux/arm/v6", "windows/amd64", "all,"] {
+        let mut command = xtask(artifact::project());
+        command.args(["image", "--platform", platform]);
+        let message = fail(command.arg("--output").arg(folder.path().join("pause.tar")));
+        assert!(message.contains("linux/arm/v7"), "{platform}: {message}");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    }
+}
+
+fn missing_core_writes_nothing() {
+    let folder = TempDir::new().unwrap();
+    // A compiler that knows the target and has no core for it.
+    let rustc = folder.path().join("rustc");
+    fs::write(&rustc, "#!/bin/sh\necho /nowhere\n").unwrap();
+    fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755)).unwrap();
+    let foreign = TARGETS.iter().find(|target| !target.is_native()).unwrap();
+    let mut command = Command::new(xtask_binary());
+    command.current_dir(artifact::project()).env("RUSTC", &rustc);
+    command.env_remove("PAUSE_FOREIGN_RUSTC");
+    command.args(["image", "--platform", &names(&[foreign])]);
+    let message = fail(command.arg("--output").arg(folder.path().join("new/pause.tar")));
+    let remedy = format!("rustup target add {}", foreign.triple);
+    assert!(message.contains(&remedy), "{message}");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+/// The workshop's own program, built: under cargo the compiler could not be another one.
+fn xtask_binary() -> PathBuf {
+    succeed(xtask(artifact::project()).arg("--version"));
+    // This test is target/PROFILE/deps/image-HASH, whatever the target folder is called.
+    let test = env::current_exe().unwrap();
+    test.ancestors().nth(3).unwrap().join("debug/xtask")
 }
 
 /// An archive that was read back, and what the writer said about it.
