@@ -802,8 +802,8 @@ fn what_is_printed_in_part_fails(subject: &Subject) -> Result<()> {
     let file = folder.path().join("stdout");
     fs::write(&file, [b'.'; 507])?;
     let mut shell = Command::new("sh");
-    shell.args(["-c", r#"ulimit -f 1 && exec "$0" --version >>"$1""#]);
-    let answer = answer(shell.arg(&subject.binary).arg(&file).output()?);
+    shell.args(["-c", r#"ulimit -f 1 && exec "$@" --version >>"$0""#]).arg(&file);
+    let answer = answer(shell.args(subject.words()).output()?);
     ensure!(fs::metadata(&file)?.len() == 512, "the file is not full");
     let complaint = b"pause: cannot write to stdout\n";
     ensure!(answer == (Some(1), vec![], complaint.into()), "{answer:?}");

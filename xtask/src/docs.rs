@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::HumanCount;
 use std::fs;
 use std::process::Command;
-use support::artifact::{self, Flavor};
+use support::artifact::{self, Flavor, TARGETS};
 
 /// The command line of `cargo xtask docs`.
 #[derive(clap::Args)]
@@ -54,12 +54,33 @@ fn fill_in(document: &str) -> Result<String> {
         let table = match name {
             "sizes" => size::markdown()?,
             "bytes" => bytes()?,
+            "platforms" => platforms()?,
             name => bail!("there is no table {name}"),
         };
         new += &format!("{before}{BEGIN}{name}{BEGIN_END}\n{table}\n\n{END}");
         rest = after;
     }
     Ok(new + rest)
+}
+
+/// What the program is built for, how large it is there, and what it has been tried on.
+fn platforms() -> Result<String> {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(["platform", "bytes", "tested"]);
+    for target in TARGETS {
+        let platform = target.platform.unwrap_or(match target.triple {
+            "thumbv7neon-unknown-linux-gnueabihf" => "linux/arm/v7, compiled to Thumb",
+            triple => triple,
+        });
+        let bytes = fs::metadata(target.build()?)?.len();
+        let tested = match target.emulator {
+            "x86_64" => "on the real kernel, and with container engines",
+            _ => "under qemu's emulation of system calls",
+        };
+        table.add_row([platform, &HumanCount(bytes).to_string(), tested]);
+    }
+    table.column_mut(1).context("a column")?.set_cell_alignment(CellAlignment::Right);
+    Ok(table.trim_fmt())
 }
 
 /// What each byte of the binary is for, as the linker tells it.
