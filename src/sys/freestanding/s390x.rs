@@ -5,7 +5,7 @@ use core::ffi::{c_long, c_ulong};
 use core::mem::MaybeUninit;
 
 // A caller leaves 160 bytes at the end of its frame for the registers of the function it calls
-// (s390x ELF ABI, 1.2.2.2): without them `start` would save its own over argc and argv.
+// (s390x ELF ABI, 1.2.2.2): without them `start` would save its own over what the kernel left there.
 global_asm!(
     ".section .text._start, \"ax\", @progbits",
     ".globl _start",
