@@ -124,17 +124,27 @@ fn main() -> ExitCode {
         subjects.push((target.triple.to_owned(), subject));
     }
 
+    let skip = move |reason| match no_skip {
+        true => Err(Failed::from(reason)),
+        false => Ok(Completion::ignored_with(reason)),
+    };
     let mut trials = Vec::new();
     for (name, subject) in subjects {
+        let subject = match subject {
+            Ok(subject) => subject,
+            // A single line: it is a single thing that is missing.
+            Err(reason) => {
+                trials.push(Trial::ignorable_test(name, move || skip(reason)));
+                continue;
+            }
+        };
         for (tests, obstacle) in [(SANDBOXED, &obstacle), (PLAIN, &None)] {
             for &(test, run) in tests {
                 let (subject, obstacle) = (subject.clone(), obstacle.clone());
-                let excuse = subject.as_ref().ok().and_then(|subject| subject.excuse(test));
-                let run = move || match (obstacle, subject) {
-                    _ if excuse.is_some() => Ok(Completion::ignored_with(excuse.unwrap_or(""))),
-                    (Some(reason), _) | (_, Err(reason)) if no_skip => Err(Failed::from(reason)),
-                    (Some(reason), _) | (_, Err(reason)) => Ok(Completion::ignored_with(reason)),
-                    (None, Ok(subject)) => match run(&subject) {
+                let run = move || match (subject.excuse(test), obstacle) {
+                    (Some(excuse), _) => Ok(Completion::ignored_with(excuse)),
+                    (None, Some(reason)) => skip(reason),
+                    (None, None) => match run(&subject) {
                         Ok(()) => Ok(Completion::Completed),
                         Err(error) => Err(Failed::from(format!("{error:#}"))),
                     },
