@@ -1,7 +1,7 @@
 # The same /pause as `cargo build --release` makes, for those who build with docker or buildah.
 
 # Any image that has the Rust of rust-toolchain.toml, or rustup to fetch it, and a C linker.
-ARG RUST_IMAGE=docker.io/library/rust:1.95.0-slim
+ARG RUST_IMAGE=rust:1.95.0-slim
 
 FROM ${RUST_IMAGE} AS build
 WORKDIR /src
