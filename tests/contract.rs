@@ -7,7 +7,7 @@
 #![expect(clippy::incompatible_msrv, reason = "only the product keeps to an older Rust")]
 
 use anyhow::{Context, Result, ensure};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Trial};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::ptrace;
@@ -27,6 +27,7 @@ use support::actor::{self, Part, spawn};
 use support::artifact::{self, Flavor, TARGETS, Target};
 use support::proc::{SLEEPING_CALL, activity, children, is_asleep, state, wait_until};
 use support::sandbox::{self, Sandbox, Setup};
+use support::trial;
 
 const STOPPED: &str = "pause: SIGTERM\n";
 const WARNING: &str = "pause: warning: not PID 1, reaping descendants only\n";
@@ -109,7 +110,6 @@ const PARTS: &[Part] = &[
 fn main() -> ExitCode {
     actor::take_the_stage(PARTS);
     let arguments = Arguments::from_args();
-    let no_skip = env::var_os("PAUSE_NO_SKIP").is_some_and(|value| value == "1");
     let obstacle = sandbox::is_available().err().map(|error| format!("{error:#}"));
 
     let mut subjects = Vec::new();
@@ -124,17 +124,13 @@ fn main() -> ExitCode {
         subjects.push((target.triple.to_owned(), subject));
     }
 
-    let skip = move |reason| match no_skip {
-        true => Err(Failed::from(reason)),
-        false => Ok(Completion::ignored_with(reason)),
-    };
     let mut trials = Vec::new();
     for (name, subject) in subjects {
         let subject = match subject {
             Ok(subject) => subject,
             // A single line: it is a single thing that is missing.
             Err(reason) => {
-                trials.push(Trial::ignorable_test(name, move || skip(reason)));
+                trials.push(Trial::ignorable_test(name, || trial::skip(reason)));
                 continue;
             }
         };
@@ -143,11 +139,8 @@ fn main() -> ExitCode {
                 let (subject, obstacle) = (subject.clone(), obstacle.clone());
                 let run = move || match (subject.excuse(test), obstacle) {
                     (Some(excuse), _) => Ok(Completion::ignored_with(excuse)),
-                    (None, Some(reason)) => skip(reason),
-                    (None, None) => match run(&subject) {
-                        Ok(()) => Ok(Completion::Completed),
-                        Err(error) => Err(Failed::from(format!("{error:#}"))),
-                    },
+                    (None, Some(reason)) => trial::skip(reason),
+                    (None, None) => trial::outcome(run(&subject)),
                 };
                 trials.push(Trial::ignorable_test(format!("{name}::{test}"), run));
             }

@@ -4,7 +4,7 @@
 //! `PAUSE_NO_SKIP=1`, as CI has it, it fails.
 
 use anyhow::{Result, bail, ensure};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, Trial};
 use object::elf::{
     EM_AARCH64, EM_ARM, EM_LOONGARCH, EM_PPC64, EM_RISCV, EM_S390, EM_X86_64, ET_DYN, FileHeader32,
     FileHeader64, Machine, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_LOAD,
@@ -14,6 +14,7 @@ use object::{Endianness, FileKind};
 use std::process::{Command, ExitCode, Output};
 use std::{env, fs};
 use support::artifact::{self, TARGETS, Target};
+use support::trial;
 
 /// What the file of a target says it is for, and the bytes that it may have.
 fn expected(target: &Target) -> (Machine, usize) {
@@ -34,26 +35,19 @@ const PAGE: u64 = 4096;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let no_skip = env::var_os("PAUSE_NO_SKIP").is_some_and(|value| value == "1");
     let mut trials = Vec::new();
     for target in TARGETS {
         let try_it = move || match artifact::find_core(target.triple) {
-            Err(reason) if !no_skip && !target.is_native() => {
-                Ok(Completion::ignored_with(format!("{reason:#}")))
-            }
-            _ => outcome(has_its_shape(target)),
+            Err(reason) if !target.is_native() => trial::skip(format!("{reason:#}")),
+            _ => trial::outcome(has_its_shape(target)),
         };
         trials.push(Trial::ignorable_test(format!("shape::{}", target.triple), try_it));
     }
     for breakage in BREAKAGES {
         let name = format!("link_refuses::{}", breakage.name);
-        trials.push(Trial::ignorable_test(name, || outcome(is_refused(breakage))));
+        trials.push(Trial::ignorable_test(name, || trial::outcome(is_refused(breakage))));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-fn outcome(result: Result<()>) -> Result<Completion, Failed> {
-    result.map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
 }
 
 fn has_its_shape(target: &Target) -> Result<()> {

@@ -14,6 +14,7 @@ use std::process::{Command, ExitCode};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::{env, fs};
 use support::artifact::{self, Flavor, TARGETS, Target};
+use support::trial;
 use tempfile::TempDir;
 
 fn main() -> ExitCode {
@@ -59,7 +60,6 @@ fn test(name: &str, run: fn()) -> Trial {
 
 /// A test of an image for all platforms whose `core` is at hand, which must be two at least.
 fn several_platforms(name: &str, run: fn(&[&Target])) -> Trial {
-    let no_skip = env::var_os("PAUSE_NO_SKIP").is_some_and(|value| value == "1");
     Trial::ignorable_test(name, move || {
         let mut targets = Vec::new();
         let mut missing = String::new();
@@ -69,7 +69,7 @@ fn several_platforms(name: &str, run: fn(&[&Target])) -> Trial {
                 _ => targets.push(target),
             }
         }
-        if no_skip && !missing.is_empty() {
+        if trial::no_skip() && !missing.is_empty() {
             return Err(Failed::from(missing));
         }
         if targets.len() < 2 {
@@ -698,9 +698,7 @@ impl Copy {
         let folder = TempDir::new().unwrap();
         let project = folder.path().join("a copy of the sources, with quite a long name");
         fs::create_dir(&project).unwrap();
-        let sources = fs::read_dir(artifact::project()).unwrap().map(|entry| entry.unwrap().path());
-        let sources = sources.filter(|path| !path.ends_with("target") && !path.ends_with(".git"));
-        succeed(Command::new("cp").arg("-R").args(sources).arg(&project));
+        artifact::copy_sources(&project).unwrap();
         Self { folder, project }
     }
 

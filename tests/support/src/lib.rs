@@ -7,3 +7,4 @@ pub mod engine;
 pub mod orphans;
 pub mod proc;
 pub mod sandbox;
+pub mod trial;
