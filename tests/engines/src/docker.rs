@@ -21,7 +21,7 @@ use tokio::process::Command;
 const STOPPED: &str = "pause: SIGTERM";
 
 /// What it says first when it is not PID 1.
-const WARNING: &str = "pause: warning: not PID 1, reaping descendants only";
+const WARNING: &str = "pause: warning: not PID 1";
 
 /// The least memory that Docker grants a container.
 const LEAST_MEMORY: &str = "6m";
@@ -141,8 +141,7 @@ impl Docker {
         let arguments = [&self.reference, "--frobnicate"];
         let ended = end(&mut self.create("unknown", &[], &arguments)).await?;
         same("the exit code", ended.status.code(), Some(64))?;
-        self.logs("unknown", &["pause: unknown argument: --frobnicate", "Try 'pause --help'."])
-            .await
+        self.logs("unknown", &["pause: unknown argument: --frobnicate", "Try pause --help."]).await
     }
 
     async fn host_pid(&self) -> Result<()> {
