@@ -26,7 +26,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// The first argument, if there is one: argv[1].
+    /// The first argument, if there is one.
     pub fn first(&self) -> Option<&'static [u8]> {
         self.first
     }

@@ -35,7 +35,7 @@ pub struct Arguments {
 }
 
 impl Arguments {
-    /// The first argument, if there is one: argv[1].
+    /// The first argument, if there is one.
     pub fn first(&self) -> Option<&'static [u8]> {
         // SAFETY: argc is there, and when it is over 1 also argv[1] with its string.
         unsafe { if *self.stack > 1 { Some(bytes(*self.stack.add(2) as *const u8)) } else { None } }
@@ -110,7 +110,7 @@ pub fn write(fd: c_int, text: &[u8]) -> Result<usize, Refused> {
     unsafe { syscall(libc::SYS_write, [fd as usize, text.as_ptr() as usize, text.len()]) }
 }
 
-/// Writes the parts to descriptor `fd` as one message: writev(2). Errors as those of [`write`].
+/// Writes the parts to descriptor `fd` as one message: writev(2). The same errors can come.
 pub fn write_parts(fd: c_int, parts: &[IoSlice]) -> Result<usize, Refused> {
     // SAFETY: `parts` are iovecs over live slices, and the kernel only reads them.
     unsafe { syscall(libc::SYS_writev, [fd as usize, parts.as_ptr() as usize, parts.len()]) }
@@ -248,21 +248,21 @@ pub fn become_subreaper() {
 /// Gives back the memory that is not needed any more, madvise(2), and sleeps for ever: pause(2), or
 /// ppoll(2) on nothing and without a timeout where an architecture has no pause.
 ///
-/// The kernel puts the arguments' strings at the top of the stack, argv[0] lowest, and argc, argv and
-/// the rest up to two pages below, where the program's own frames follow. The strings stay: ps(1)
-/// reads them. The pages below are no longer read by anyone.
+/// The kernel puts the strings of the arguments at the top of the stack, the first one lowest, and
+/// argc, argv and the rest up to two pages below; the program's own frames follow. ps(1) reads the
+/// strings, so they stay. What is on the pages below them nobody reads any more.
 ///
-/// Errors: EINVAL from madvise, see below; ENOMEM, EAGAIN; a seccomp filter's. Passed over: the pages
-/// stay. EINTR from pause, whenever it returns at all: it is called again.
+/// Errors: EINVAL from madvise (larger pages, see below), ENOMEM, EAGAIN; a seccomp filter's. Passed
+/// over: the pages stay. EINTR from pause, whenever it returns at all: it is called again.
 pub fn sleep(arguments: Arguments) -> ! {
     const PAGE: usize = 4096;
     let stack = arguments.stack.addr();
     // SAFETY: argv[0] is there, or the null pointer after an empty argv.
     let strings = unsafe { *arguments.stack.add(1) } & !(PAGE - 1);
-    // An odd number of pages of 4 KiB, one or two below the page of argc: a kernel with larger pages
-    // refuses to begin there, and so never gives up more than it was told.
+    // One or two pages below that of argc, and an odd multiple of 4 KiB: a kernel with larger pages
+    // refuses to begin there, where it would round the length up and take the strings as well.
     let start = (stack - 2 * PAGE) & !(2 * PAGE - 1) | PAGE;
-    // SAFETY: nothing returns from here and nothing below the strings is read again; a signal's
-    // handler runs on fresh pages. A length that wraps, of an empty argv, is refused.
+    // SAFETY: nothing returns from here, so nothing below the strings is read again; a signal's
+    // handler runs on fresh pages. The length wraps where argv is empty, and is refused.
     unsafe { arch::sleep(start, strings.wrapping_sub(start)) }
 }
