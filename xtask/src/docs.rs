@@ -85,11 +85,11 @@ fn platforms() -> Result<String> {
 
 /// On what real kernels tests/boot.rs starts it, if on any.
 fn booted(kernels: &[Kernel]) -> String {
-    let pages: Vec<_> = kernels.iter().map(|kernel| kernel.page.to_string()).collect();
-    match &*pages {
-        [] => String::new(),
-        pages => format!("; as init of a real kernel, pages of {} KiB", pages.join(" and ")),
+    if kernels.is_empty() {
+        return String::new();
     }
+    let pages: Vec<_> = kernels.iter().map(|kernel| kernel.page.to_string()).collect();
+    format!("; booted on real kernels with pages of {} KiB", pages.join(" and "))
 }
 
 /// What each byte of the binary is for, as the linker tells it.
