@@ -7,10 +7,11 @@
 use anyhow::{Context, Result, bail, ensure};
 use cpio::newc;
 use libtest_mimic::{Arguments, Completion, Trial};
+use std::env;
 use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use std::{env, io};
 use support::artifact::{Kernel, TARGETS, Target};
 use support::proc::wait_until;
 use support::{artifact, trial};
@@ -120,7 +121,7 @@ fn pack(initramfs: &Path, programs: &[(&str, &PathBuf)]) -> io::Result<()> {
         let program = fs::read(path)?;
         let size = u32::try_from(program.len()).map_err(io::Error::other)?;
         let mut entry = newc::Builder::new(name).mode(0o100_755).write(&mut archive, size);
-        io::Write::write_all(&mut entry, &program)?;
+        entry.write_all(&program)?;
         entry.finish()?;
     }
     newc::trailer(archive)?;
