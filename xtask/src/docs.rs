@@ -6,7 +6,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use indicatif::HumanCount;
 use std::fs;
 use std::process::Command;
-use support::artifact::{self, Flavor, TARGETS};
+use support::artifact::{self, Flavor, Kernel, TARGETS};
 
 /// The command line of `cargo xtask docs`.
 #[derive(clap::Args)]
@@ -74,13 +74,22 @@ fn platforms() -> Result<String> {
         });
         let bytes = fs::metadata(target.build()?)?.len();
         let tested = match target.emulator {
-            "x86_64" => "on the real kernel, and with container engines",
-            _ => "under qemu's emulation of system calls",
+            "x86_64" => "on the real kernel, and with container engines".to_owned(),
+            _ => "under qemu's emulation of system calls".to_owned() + &booted(target.kernels),
         };
-        table.add_row([platform, &HumanCount(bytes).to_string(), tested]);
+        table.add_row([platform, &HumanCount(bytes).to_string(), &tested]);
     }
     table.column_mut(1).context("a column")?.set_cell_alignment(CellAlignment::Right);
     Ok(table.trim_fmt())
+}
+
+/// On what real kernels tests/boot.rs starts it, if on any.
+fn booted(kernels: &[Kernel]) -> String {
+    if kernels.is_empty() {
+        return String::new();
+    }
+    let pages: Vec<_> = kernels.iter().map(|kernel| kernel.page.to_string()).collect();
+    format!("; booted on real kernels with pages of {} KiB", pages.join(" and "))
 }
 
 /// What each byte of the binary is for, as the linker tells it.

@@ -26,26 +26,49 @@ pub struct Target {
     pub platform: Option<&'static str>,
     /// What qemu calls its architecture.
     pub emulator: &'static str,
+    /// Debian's kernels that it is booted on.
+    pub kernels: &'static [Kernel],
 }
+
+/// A kernel of Debian's.
+#[derive(Debug)]
+pub struct Kernel {
+    /// What Debian calls it: its package is `linux-image-` and this.
+    pub name: &'static str,
+    /// Size of its pages in KiB.
+    pub page: u32,
+}
+
+const CLOUD_ARM64: Kernel = Kernel { name: "cloud-arm64", page: 4 };
+const ARM64_16K: Kernel = Kernel { name: "arm64-16k", page: 16 };
+const ARMMP: Kernel = Kernel { name: "armmp", page: 4 };
+const POWERPC64LE: Kernel = Kernel { name: "powerpc64le", page: 64 };
+const S390X: Kernel = Kernel { name: "s390x", page: 4 };
 
 /// All of them.
 pub const TARGETS: &[Target] = &[
-    target("x86_64-unknown-linux-gnu", Some("linux/amd64"), "x86_64"),
-    target("aarch64-unknown-linux-gnu", Some("linux/arm64/v8"), "aarch64"),
-    target("armv7-unknown-linux-gnueabihf", Some("linux/arm/v7"), "arm"),
-    target("thumbv7neon-unknown-linux-gnueabihf", None, "arm"),
-    target("loongarch64-unknown-linux-gnu", Some("linux/loong64"), "loongarch64"),
-    target("powerpc64le-unknown-linux-gnu", Some("linux/ppc64le"), "ppc64le"),
-    target("riscv64gc-unknown-linux-gnu", Some("linux/riscv64"), "riscv64"),
-    target("s390x-unknown-linux-gnu", Some("linux/s390x"), "s390x"),
+    target("x86_64-unknown-linux-gnu", Some("linux/amd64"), "x86_64", &[]),
+    target(
+        "aarch64-unknown-linux-gnu",
+        Some("linux/arm64/v8"),
+        "aarch64",
+        &[CLOUD_ARM64, ARM64_16K],
+    ),
+    target("armv7-unknown-linux-gnueabihf", Some("linux/arm/v7"), "arm", &[ARMMP]),
+    target("thumbv7neon-unknown-linux-gnueabihf", None, "arm", &[ARMMP]),
+    target("loongarch64-unknown-linux-gnu", Some("linux/loong64"), "loongarch64", &[]),
+    target("powerpc64le-unknown-linux-gnu", Some("linux/ppc64le"), "ppc64le", &[POWERPC64LE]),
+    target("riscv64gc-unknown-linux-gnu", Some("linux/riscv64"), "riscv64", &[]),
+    target("s390x-unknown-linux-gnu", Some("linux/s390x"), "s390x", &[S390X]),
 ];
 
 const fn target(
     triple: &'static str,
     platform: Option<&'static str>,
     emulator: &'static str,
+    kernels: &'static [Kernel],
 ) -> Target {
-    Target { triple, platform, emulator }
+    Target { triple, platform, emulator, kernels }
 }
 
 impl Target {
@@ -70,12 +93,29 @@ impl Target {
     ///
     /// Says how to get it.
     pub fn find_emulator(&self) -> Result<PathBuf> {
-        let name = format!("qemu-{}-static", self.emulator);
-        let path = env::var_os("PATH").unwrap_or_default();
-        let found = env::split_paths(&path).map(|folder| folder.join(&name)).find(|p| p.exists());
-        found
-            .with_context(|| format!("there is no {name}; on Debian: apt install qemu-user-static"))
+        find_program(&format!("qemu-{}-static", self.emulator), "qemu-user-static")
     }
+
+    /// The program that runs a whole machine of its architecture here.
+    ///
+    /// # Errors
+    ///
+    /// Says how to get it.
+    pub fn find_machine(&self) -> Result<PathBuf> {
+        let package = match self.emulator {
+            "aarch64" | "arm" => "qemu-system-arm",
+            "ppc64le" => "qemu-system-ppc",
+            _ => "qemu-system-misc",
+        };
+        find_program(&format!("qemu-system-{}", self.emulator), package)
+    }
+}
+
+/// Finds a program that is in one of Debian's packages.
+fn find_program(name: &str, package: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|folder| folder.join(name)).find(|p| p.exists());
+    found.with_context(|| format!("there is no {name}; on Debian: apt install {package}"))
 }
 
 /// The top folder of the project.
