@@ -3,7 +3,8 @@
 //! Not libtest-mimic: it cannot give up in the middle and still clean up, nor put the matrix before
 //! its last line.
 
-use crate::scenario::{Engine, Scenario, Skip};
+use crate::engine::{Engine, Lacks, Skip};
+use crate::scenario::Scenario;
 use crate::stage::Stage;
 use anyhow::{Error, Result, anyhow};
 use comfy_table::{Table, presets};
@@ -22,7 +23,10 @@ const DEADLINE: Duration = Duration::from_secs(600);
 enum Outcome {
     Passed,
     Failed(String),
+    /// This machine cannot do it.
     Skipped(String),
+    /// This engine cannot do it anywhere.
+    Lacking(&'static str),
 }
 
 /// What was asked for, and how it went so far.
@@ -56,17 +60,18 @@ impl Report {
     /// Tries one engine, and stops it again in any case.
     pub async fn on<E: Engine>(&mut self, stage: &Stage) {
         let name = |scenario| format!("{}::{scenario}", E::NAME);
-        let (first, rest) = E::SCENES.split_first().expect("every engine takes the image");
-        let rest: Vec<_> =
-            rest.iter().filter(|scene| name(scene.0).contains(&self.filter)).collect();
-        self.filtered_out += E::SCENES.len() - 1 - rest.len();
-        if rest.is_empty() && !name(first.0).contains(&self.filter) {
+        // Loading comes along with all others.
+        let [start, load, rest @ .., teardown] = Scenario::ALL;
+        let wanted = |scenario: &&Scenario| name(**scenario).contains(&self.filter);
+        let rest: Vec<_> = rest.iter().filter(wanted).copied().collect();
+        self.filtered_out += Scenario::ALL.len() - 3 - rest.len();
+        if rest.is_empty() && !wanted(&&load) {
             self.filtered_out += 1;
             return;
         }
 
         let mut engine = None;
-        self.play(E::NAME, Scenario::Start, async {
+        self.play(E::NAME, start, async {
             engine = Some(E::start(stage).await?);
             Ok(())
         })
@@ -75,19 +80,19 @@ impl Report {
             Some((_, _, Outcome::Skipped(reason))) => reason.clone(),
             _ => "it did not start".to_owned(),
         };
-        for (scenario, scene) in [first].into_iter().chain(rest) {
+        for scenario in [load].into_iter().chain(rest) {
             let run = async {
-                match &engine {
-                    Some(engine) => scene(engine).await,
+                match &mut engine {
+                    Some(engine) => scenario.play(engine, stage).await,
                     None => Err(Skip(absent.clone()).into()),
                 }
             };
-            self.play(E::NAME, *scenario, run).await;
+            self.play(E::NAME, scenario, run).await;
         }
         if let Some(engine) = engine {
-            self.announce(E::NAME, Scenario::Teardown);
+            self.announce(E::NAME, teardown);
             let result = timeout(DEADLINE, engine.teardown()).await;
-            self.note(E::NAME, Scenario::Teardown, result.unwrap_or_else(|_| Err(hangs())));
+            self.note(E::NAME, teardown, result.unwrap_or_else(|_| Err(hangs())));
         }
     }
 
@@ -113,18 +118,22 @@ impl Report {
     }
 
     fn note(&mut self, engine: Name, scenario: Scenario, result: Result<()>) {
-        let outcome = match result.map_err(Error::downcast::<Skip>) {
+        let outcome = match result {
             Ok(()) => Outcome::Passed,
-            Err(Ok(skip)) if self.required.contains(&engine) => {
-                Outcome::Failed(format!("required, but skipped: {skip}"))
-            }
-            Err(Ok(Skip(reason))) => Outcome::Skipped(reason),
-            Err(Err(error)) => Outcome::Failed(format!("{error:#}")),
+            Err(error) => match (error.downcast_ref::<Skip>(), error.downcast_ref::<Lacks>()) {
+                (Some(skip), _) if self.required.contains(&engine) => {
+                    Outcome::Failed(format!("required, but skipped: {skip}"))
+                }
+                (Some(Skip(reason)), _) => Outcome::Skipped(reason.clone()),
+                (_, Some(Lacks(reason))) => Outcome::Lacking(reason),
+                _ => Outcome::Failed(format!("{error:#}")),
+            },
         };
         match &outcome {
             Outcome::Passed => println!("ok"),
             Outcome::Failed(_) => println!("FAILED"),
             Outcome::Skipped(reason) => println!("ignored, {reason}"),
+            Outcome::Lacking(reason) => println!("ignored, {reason}"),
         }
         self.outcomes.push((engine, scenario, outcome));
     }
@@ -137,8 +146,9 @@ impl Report {
         for (engine, scenario, outcome) in &self.outcomes {
             let (count, reason) = match outcome {
                 Outcome::Passed => (&mut passed, None),
-                Outcome::Failed(reason) => (&mut failed, Some(("failed", reason))),
-                Outcome::Skipped(reason) => (&mut skipped, Some(("skipped", reason))),
+                Outcome::Failed(reason) => (&mut failed, Some(("failed", reason.as_str()))),
+                Outcome::Skipped(reason) => (&mut skipped, Some(("skipped", reason.as_str()))),
+                Outcome::Lacking(reason) => (&mut skipped, Some(("is left out", *reason))),
             };
             *count += 1;
             if let Some((how, reason)) = reason
@@ -176,6 +186,7 @@ impl Report {
                     Some((_, _, Outcome::Passed)) => "passed",
                     Some((_, _, Outcome::Failed(_))) => "FAILED",
                     Some((_, _, Outcome::Skipped(_))) => "skipped",
+                    Some((_, _, Outcome::Lacking(_))) => "-",
                 }
             };
             let cells = Name::ALL.map(cell).map(str::to_owned);

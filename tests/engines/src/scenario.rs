@@ -1,10 +1,10 @@
-//! What an engine is tried for, and what it takes to be tried.
+//! What an engine is tried for.
 
+use crate::engine::Engine;
+use crate::scenes;
 use crate::stage::Stage;
 use anyhow::Result;
-use std::error::Error;
 use std::fmt::{self, Display, Formatter};
-use std::pin::Pin;
 
 /// What an engine is tried for: a row of the matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,42 +64,24 @@ impl Display for Scenario {
     }
 }
 
-/// A scenario as one engine plays it.
-pub type Scene<E> = for<'a> fn(&'a E) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
-
-/// An engine that the image is tried on. Another one is another implementation of this, in a file
-/// of its own, and a line in `main`.
-pub trait Engine: Sized + 'static {
-    /// Its name.
-    const NAME: support::engine::Engine;
-
-    /// What it is tried for, in this order. The first takes the image, and always comes along.
-    const SCENES: &[(Scenario, Scene<Self>)];
-
-    /// Brings up an instance of its own, apart from every other one on this machine.
+impl Scenario {
+    /// Plays it on an engine. Those that an engine begins and ends with are not played, but done.
     ///
     /// # Errors
     ///
-    /// [`Skip`] when the machine has no such engine or may not run it; anything else is a failure.
-    async fn start(stage: &Stage) -> Result<Self>;
-
-    /// Removes everything that scenarios left, stops the instance and makes sure that nothing of it
-    /// remains. Where this is not reached, dropping stops the instance all the same.
-    ///
-    /// # Errors
-    ///
-    /// When something remains, or the instance does not stop by itself.
-    async fn teardown(self) -> Result<()>;
-}
-
-/// The error that says that something cannot be tried here, and why.
-#[derive(Debug)]
-pub struct Skip(pub String);
-
-impl Display for Skip {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        f.pad(&self.0)
+    /// When something is not as it should be; [`Skip`](crate::engine::Skip) or
+    /// [`Lacks`](crate::engine::Lacks) when it cannot be tried.
+    pub async fn play<E: Engine>(self, engine: &mut E, stage: &Stage) -> Result<()> {
+        match self {
+            Self::Start | Self::Teardown => Ok(()),
+            Self::Load => scenes::load(engine, stage).await,
+            Self::Stop => scenes::stop(engine, stage).await,
+            Self::Arguments => scenes::arguments(engine, stage).await,
+            Self::HostPid => scenes::host_pid(engine, stage).await,
+            Self::Pod => scenes::pod(engine, stage).await,
+            Self::Replace => scenes::replace(engine, stage).await,
+            Self::Hardened => scenes::hardened(engine, stage).await,
+            Self::Build => scenes::build(engine, stage).await,
+        }
     }
 }
-
-impl Error for Skip {}
