@@ -40,6 +40,9 @@ const CRI: &str = "io.containerd.grpc.v1.cri";
 /// The part of it that runs pods, in containerd 2.
 const CRI_PODS: &str = "io.containerd.cri.v1.runtime";
 
+const NOT_REMAPPED: Lacks =
+    Lacks("containerd 1 has no user namespaces for pods, and 2 is not tried");
+
 /// containerd, its two services, and its events in a file.
 pub struct Containerd {
     daemon: Daemon,
@@ -55,7 +58,7 @@ impl Engine for Containerd {
     const ASKS_FIRST: bool = false;
 
     async fn start(stage: &Stage) -> Result<Self> {
-        daemon::require(&["containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox"])?;
+        daemon::require(&["containerd", "containerd-shim-runc-v2", "ctr", "runc"])?;
         let folder = Folder::new(Self::NAME)?;
         let config = folder.join("config.toml");
         fs::write(&config, configuration(&folder).await?)?;
@@ -128,13 +131,17 @@ impl Engine for Containerd {
         let pid = match sandbox {
             Sandbox::Usual => NamespaceMode::Pod,
             Sandbox::HostPid => NamespaceMode::Node,
-            Sandbox::Remapped => return Err(Lacks("not yet").into()),
+            Sandbox::Remapped => return Err(NOT_REMAPPED.into()),
         };
         // It is the configuration that names the image.
         let config = Some(self.sandbox_config(name, pid));
         let request = RunPodSandboxRequest { config, ..Default::default() };
         let id = self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
         Ok(Pod { name: name.to_owned(), id })
+    }
+
+    async fn remap(&mut self, _: bool) -> Result<()> {
+        Err(NOT_REMAPPED.into())
     }
 
     async fn pause(&self, pod: &Pod) -> Result<i32> {

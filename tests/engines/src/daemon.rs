@@ -3,6 +3,7 @@
 
 use crate::engine::Skip;
 use crate::host;
+use crate::images;
 use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
@@ -61,14 +62,16 @@ pub struct Folder {
     pub cgroup: String,
 }
 
-/// Makes sure that this machine can run `programs` the way they have to be run.
+/// Makes sure that this machine can run `programs` the way they have to be run, with containers of
+/// the helper images.
 ///
 /// # Errors
 ///
 /// [`Skip`] with what is missing.
 pub fn require(programs: &[&str]) -> Result<()> {
     ensure!(geteuid().is_root(), Skip("only root can start it".to_owned()));
-    let all = ["unshare", "nsenter", "mount", "ip"].iter().chain(programs);
+    let own = ["unshare", "nsenter", "mount", "ip"];
+    let all = own.iter().chain(&images::PROGRAMS).chain(programs);
     let missing: Vec<_> = all.copied().filter(|program| which::which(program).is_err()).collect();
     let reason = format!("not installed: {} (cargo xtask engines --install)", missing.join(", "));
     ensure!(missing.is_empty(), Skip(reason));

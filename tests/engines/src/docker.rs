@@ -1,7 +1,7 @@
 //! Docker: dockerd with everything of its own, driven by the command line that people use.
 
 use crate::daemon::{self, Daemon, Folder};
-use crate::engine::{Container, Engine, Lacks, Log, Pod, Sandbox, Spec};
+use crate::engine::{Container, Engine, Log, Pod, Sandbox, Spec};
 use crate::host::same;
 use crate::stage::Stage;
 use crate::toolchain;
@@ -10,13 +10,17 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::fs;
-use std::path::Path;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 use support::artifact::project;
 use tokio::process::Command;
 
 /// How containers are started: from what is there, and left running.
 const RUN: [&str; 3] = ["run", "--detach", "--pull=never"];
+
+/// A user and a group that every machine has: the IDs that are theirs stand for those in containers.
+const REMAPPED: &str = "daemon";
 
 /// The label of a container that says which pod it is in.
 const POD: &str = "pod";
@@ -34,24 +38,9 @@ impl Engine for Docker {
     const SHARED: &[&str] = &["net", "ipc"];
 
     async fn start(stage: &Stage) -> Result<Self> {
-        daemon::require(&["docker", "dockerd", "containerd", "runc", "iptables", "busybox"])?;
+        daemon::require(&["docker", "dockerd", "containerd", "runc", "iptables"])?;
         let folder = Folder::new(Self::NAME)?;
-        let settings = json!({
-            "data-root": folder.join("data"),
-            "exec-root": folder.join("exec"),
-            "pidfile": folder.join("pid"),
-            "hosts": [host(&folder)],
-            "cgroup-parent": folder.cgroup,
-            // systemd would have to be asked for control groups, and is out of reach.
-            "exec-opts": ["native.cgroupdriver=cgroupfs"],
-            // Containers outlive the daemon, until it comes back.
-            "live-restore": true,
-            // Docker's own store, which counts an image's files. containerd's, the default from
-            // version 29 on, counts what it keeps besides.
-            "features": { "containerd-snapshotter": false },
-        });
-        let path = folder.join("daemon.json");
-        fs::write(&path, settings.to_string())?;
+        let path = configure(&folder, false)?;
         let arguments = ["--config-file", path.to_str().context("the path is not UTF-8")?];
         let daemon = Daemon::start("dockerd", folder, &arguments, answers);
         Ok(Self { daemon: daemon.await?, reference: stage.reference.clone() })
@@ -125,13 +114,25 @@ impl Engine for Docker {
 
     async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod> {
         let options: &[&str] = match sandbox {
-            Sandbox::Usual => &["--ipc=shareable"],
+            // It is the daemon that remaps users, for all containers.
+            Sandbox::Usual | Sandbox::Remapped => &["--ipc=shareable"],
             Sandbox::HostPid => &["--ipc=shareable", "--pid=host"],
-            Sandbox::Remapped => return Err(Lacks("not yet").into()),
         };
         let mut client = self.client();
         client.args(RUN).args(["--name", name]).args(options).arg(&self.reference);
         Ok(Pod { name: name.to_owned(), id: success(&mut client).await? })
+    }
+
+    async fn remap(&mut self, on: bool) -> Result<()> {
+        let folder = self.daemon.folder();
+        // The daemon's /etc is its own.
+        let range = format!("{REMAPPED}:100000:65536");
+        let write = format!("echo {range} > /etc/subuid; echo {range} > /etc/subgid");
+        success(self.daemon.within("sh")?.args(["-c", &write])).await?;
+        // The users of containers have to get through to their files.
+        fs::set_permissions(folder.join(""), Permissions::from_mode(0o711))?;
+        configure(folder, on)?;
+        self.restart_daemon().await
     }
 
     async fn pause(&self, pod: &Pod) -> Result<i32> {
@@ -229,6 +230,30 @@ impl Engine for Docker {
         self.docker(["start", &container.id]).await?;
         Ok(container)
     }
+}
+
+/// Writes the daemon's configuration, and returns its path.
+fn configure(folder: &Folder, remaps: bool) -> Result<PathBuf> {
+    let mut settings = json!({
+        "data-root": folder.join("data"),
+        "exec-root": folder.join("exec"),
+        "pidfile": folder.join("pid"),
+        "hosts": [host(folder)],
+        "cgroup-parent": folder.cgroup,
+        // systemd would have to be asked for control groups, and is out of reach.
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        // Containers outlive the daemon, until it comes back.
+        "live-restore": true,
+        // Docker's own store, which counts an image's files. containerd's, the default from
+        // version 29 on, counts what it keeps besides.
+        "features": { "containerd-snapshotter": false },
+    });
+    if remaps {
+        settings["userns-remap"] = REMAPPED.into();
+    }
+    let path = folder.join("daemon.json");
+    fs::write(&path, settings.to_string())?;
+    Ok(path)
 }
 
 /// The address of the daemon in `folder`.

@@ -6,15 +6,21 @@
 use crate::engine::{Engine, Lacks, Skip};
 use crate::scenario::Scenario;
 use crate::stage::Stage;
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow};
 use comfy_table::{Table, presets};
+use std::fs;
 use std::io::{Write, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::engine::Engine as Name;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
+
+/// Around the matrix in a document.
+const BEGIN: &str = "<!-- cargo xtask engines --report -->\n";
+const END: &str = "<!-- end -->";
 
 /// How long a scenario may take before it counts as hanging. No measure of anything.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -34,6 +40,7 @@ pub struct Report {
     required: Vec<Name>,
     filter: String,
     started: Instant,
+    versions: Vec<(Name, String)>,
     outcomes: Vec<(Name, Scenario, Outcome)>,
     filtered_out: usize,
     signals: Signals,
@@ -51,6 +58,7 @@ impl Report {
             required,
             filter,
             started: Instant::now(),
+            versions: Vec::new(),
             outcomes: Vec::new(),
             filtered_out: 0,
             signals: Signals::new()?,
@@ -71,11 +79,16 @@ impl Report {
         }
 
         let mut engine = None;
+        let mut version = String::new();
         self.play(E::NAME, start, async {
-            engine = Some(E::start(stage).await?);
+            let started = engine.insert(E::start(stage).await?);
+            version = started.version().await?;
             Ok(())
         })
         .await;
+        if !version.is_empty() {
+            self.versions.push((E::NAME, version));
+        }
         let absent = match self.outcomes.last() {
             Some((_, _, Outcome::Skipped(reason))) => reason.clone(),
             _ => "it did not start".to_owned(),
@@ -142,20 +155,15 @@ impl Report {
     pub fn close(self) -> ExitCode {
         println!("\n{}\n", self.matrix());
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-        let mut told = None;
-        for (engine, scenario, outcome) in &self.outcomes {
-            let (count, reason) = match outcome {
-                Outcome::Passed => (&mut passed, None),
-                Outcome::Failed(reason) => (&mut failed, Some(("failed", reason.as_str()))),
-                Outcome::Skipped(reason) => (&mut skipped, Some(("skipped", reason.as_str()))),
-                Outcome::Lacking(reason) => (&mut skipped, Some(("is left out", *reason))),
-            };
-            *count += 1;
-            if let Some((how, reason)) = reason
-                && told.replace((engine, reason)) != Some((engine, reason))
-            {
-                println!("{engine} {scenario} {how}: {reason}\n");
-            }
+        for (_, _, outcome) in &self.outcomes {
+            *match outcome {
+                Outcome::Passed => &mut passed,
+                Outcome::Failed(_) => &mut failed,
+                Outcome::Skipped(_) | Outcome::Lacking(_) => &mut skipped,
+            } += 1;
+        }
+        for reason in self.reasons() {
+            println!("{reason}\n");
         }
         let good = failed == 0 && self.signals.seen.is_none();
         println!(
@@ -172,12 +180,49 @@ impl Report {
         }
     }
 
+    /// Writes the matrix and what was left out into a document, between its two marks.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be read or written, or has no such marks.
+    pub fn write(&self, document: &Path) -> Result<()> {
+        let shown = document.display();
+        let old = fs::read_to_string(document).with_context(|| format!("cannot read {shown}"))?;
+        let marks = old
+            .split_once(BEGIN)
+            .and_then(|(before, rest)| rest.split_once(END).map(|(_, after)| (before, after)));
+        let (before, after) = marks.with_context(|| format!("no {BEGIN:?} in {shown}"))?;
+        let reasons: Vec<_> = self.reasons().map(|reason| format!("- {reason}")).collect();
+        let new = [&self.matrix().trim_fmt(), "", &reasons.join("\n")].join("\n");
+        fs::write(document, format!("{before}{BEGIN}\n{}\n\n{END}{after}", new.trim_end()))
+            .with_context(|| format!("cannot write {shown}"))
+    }
+
+    /// Why what did not pass did not.
+    fn reasons(&self) -> impl Iterator<Item = String> {
+        let mut told = None;
+        self.outcomes.iter().filter_map(move |(engine, scenario, outcome)| {
+            let (how, reason) = match outcome {
+                Outcome::Passed => return None,
+                Outcome::Failed(reason) => ("failed", reason.as_str()),
+                Outcome::Skipped(reason) => ("skipped", reason.as_str()),
+                Outcome::Lacking(reason) => ("left out", *reason),
+            };
+            // An engine that is not there is skipped for one reason throughout.
+            let news = told.replace((engine, reason)) != Some((engine, reason));
+            news.then(|| format!("{engine}::{scenario} {how}: {reason}"))
+        })
+    }
+
     /// Engine by scenario.
     fn matrix(&self) -> Table {
         let mut table = Table::new();
         table.load_preset(presets::ASCII_MARKDOWN);
-        let names = Name::ALL.map(|engine| engine.to_string());
-        table.set_header(["".to_owned()].into_iter().chain(names));
+        let version = |engine: Name| {
+            let version = self.versions.iter().find(|(name, _)| *name == engine);
+            version.map_or(engine.to_string(), |(_, version)| format!("{engine} {version}"))
+        };
+        table.set_header([String::new()].into_iter().chain(Name::ALL.map(version)));
         for scenario in Scenario::ALL {
             let cell = |engine| {
                 let of = |entry: &&(_, _, _)| entry.0 == engine && entry.1 == scenario;

@@ -21,10 +21,27 @@ pub enum Scenario {
     HostPid,
     /// A container joins pause's namespaces, finds it as PID 1, and its orphans leave no zombie.
     Pod,
-    /// A container of a pod dies and another takes its place; the pod is still the same.
+    /// The pod of Kubernetes' tutorial: one container writes what another one serves.
+    Tutorial,
+    /// The containers of a pod have network, host name and System V IPC in common.
+    Shared,
+    /// A container of a pod dies, comes back, and one of another image takes its place; the pod is
+    /// still the same.
     Replace,
+    /// The daemon goes and comes back, and finds the pod as it was.
+    Restart,
+    /// Somebody kills pause: the engine takes note, and starts the pod again.
+    Killed,
     /// As little as the engine can be told to allow is enough.
     Hardened,
+    /// It lives in a user namespace of its own.
+    Remapped,
+    /// The image for another architecture is refused in the engine's own words.
+    Foreign,
+    /// Of the image for all platforms the engine takes its own.
+    Platforms,
+    /// 100 pods at once, and none is lost.
+    Many,
     /// The Dockerfile makes the same program as cargo.
     Build,
     /// The engine goes, and nothing of it is left.
@@ -33,15 +50,23 @@ pub enum Scenario {
 
 impl Scenario {
     /// All of them, in the order in which the matrix shows them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 18] = [
         Self::Start,
         Self::Load,
         Self::Stop,
         Self::Arguments,
         Self::HostPid,
         Self::Pod,
+        Self::Tutorial,
+        Self::Shared,
         Self::Replace,
+        Self::Restart,
+        Self::Killed,
         Self::Hardened,
+        Self::Remapped,
+        Self::Foreign,
+        Self::Platforms,
+        Self::Many,
         Self::Build,
         Self::Teardown,
     ];
@@ -56,8 +81,16 @@ impl Display for Scenario {
             Self::Arguments => "arguments",
             Self::HostPid => "host-pid",
             Self::Pod => "pod",
+            Self::Tutorial => "tutorial",
+            Self::Shared => "shared",
             Self::Replace => "replace",
+            Self::Restart => "restart",
+            Self::Killed => "killed",
             Self::Hardened => "hardened",
+            Self::Remapped => "remapped",
+            Self::Foreign => "foreign",
+            Self::Platforms => "platforms",
+            Self::Many => "many",
             Self::Build => "build",
             Self::Teardown => "teardown",
         })
@@ -79,8 +112,16 @@ impl Scenario {
             Self::Arguments => scenes::arguments(engine, stage).await,
             Self::HostPid => scenes::host_pid(engine, stage).await,
             Self::Pod => scenes::pod(engine, stage).await,
+            Self::Tutorial => scenes::tutorial(engine).await,
+            Self::Shared => scenes::shared(engine).await,
             Self::Replace => scenes::replace(engine, stage).await,
+            Self::Restart => scenes::restart(engine, stage).await,
+            Self::Killed => scenes::killed(engine, stage).await,
             Self::Hardened => scenes::hardened(engine, stage).await,
+            Self::Remapped => scenes::remapped(engine, stage).await,
+            Self::Foreign => scenes::foreign(engine, stage).await,
+            Self::Platforms => scenes::platforms(engine, stage).await,
+            Self::Many => scenes::many(engine, stage).await,
             Self::Build => scenes::build(engine, stage).await,
         }
     }

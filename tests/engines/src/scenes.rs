@@ -1,18 +1,24 @@
 //! The scenarios, in words that every engine understands.
 
-use crate::busybox;
 use crate::daemon::nothing_but;
-use crate::engine::{Container, Engine, Log, Pod, Sandbox, Spec};
+use crate::engine::{Container, Engine, Log, Pod, Sandbox, Skip, Spec};
 use crate::host::{self, same};
+use crate::images::{BUSYBOX, NGINX};
 use crate::pod::{self, shell};
 use crate::stage::Stage;
-use crate::wait::until;
+use crate::wait::{success, until};
 use anyhow::{Context, Result, ensure};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use indicatif::ProgressBar;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
+use std::collections::HashSet;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
+use support::sandbox::USER;
 use tokio::process::Command;
 
 /// What pause says when it is told to stop.
@@ -21,9 +27,18 @@ const STOPPED: &str = "pause: SIGTERM";
 /// What it says first when it is not PID 1.
 const WARNING: &str = "pause: warning: not PID 1, reaping descendants only";
 
+/// What the pod of the tutorial serves.
+const HELLO: &str = "Hello from the debian container";
+
+/// How many pods are many.
+const PODS: u64 = 100;
+
+/// How many of them are started, looked at or stopped at the same time.
+const CLIENTS: usize = 16;
+
 /// What a container of busybox does so that others have something to look at.
 const IDLE: Spec = Spec {
-    image: busybox::REFERENCE,
+    image: BUSYBOX,
     arguments: &["sleep", "infinity"],
     shares_pid: true,
     volume: None,
@@ -34,7 +49,10 @@ const IDLE: Spec = Spec {
 pub async fn load(engine: &impl Engine, stage: &Stage) -> Result<()> {
     engine.load(&stage.image).await?;
     engine.shows(stage).await?;
-    engine.load(&stage.busybox()).await
+    for archive in stage.helpers()? {
+        engine.load(&archive).await?;
+    }
+    Ok(())
 }
 
 /// [`crate::scenario::Scenario::Stop`]
@@ -117,23 +135,130 @@ pub async fn pod<E: Engine>(engine: &E, stage: &Stage) -> Result<()> {
     engine.remove_pod(pod).await
 }
 
+/// [`crate::scenario::Scenario::Tutorial`]
+pub async fn tutorial(engine: &impl Engine) -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("pause-volume-").tempdir()?;
+    // For whatever users the containers have.
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o777))?;
+    let volume = |place| Some((folder.path(), place));
+    let pod = engine.start_pod("tutorial", Sandbox::Usual).await?;
+
+    let spec = Spec { volume: volume("/usr/share/nginx/html"), ..Spec::new(NGINX, &["nginx"]) };
+    let nginx = engine.run(&pod, "nginx", spec).await?;
+    let write = format!("echo '{HELLO}' > /pod-data/index.html");
+    let write = ["sh", "-c", &write];
+    let spec = Spec { volume: volume("/pod-data"), ..Spec::new(BUSYBOX, &write) };
+    let debian = engine.run(&pod, "debian", spec).await?;
+    same("the exit code of the writer", engine.exit_code(&debian).await?, 0)?;
+
+    until("nginx listens", async || {
+        let sockets = engine.exec(&nginx, &["netstat", "-ltn"]).await?;
+        Ok(sockets.contains("0.0.0.0:80 ").then_some(()))
+    })
+    .await?;
+    let fetch = ["wget", "-q", "-O", "-", "http://127.0.0.1/"];
+    let client = engine.run(&pod, "client", Spec::new(BUSYBOX, &fetch)).await?;
+    same("the exit code of the client", engine.exit_code(&client).await?, 0)?;
+    logged(async || engine.log(&client).await, &[HELLO], &[]).await?;
+
+    let url = format!("http://{}/", engine.address(&pod).await?);
+    let mut fetch = engine.on_host("busybox")?;
+    let seen = success(fetch.args(["wget", "-q", "-O", "-", &url])).await?;
+    same("what the host fetches", seen, HELLO.to_owned())?;
+    engine.remove_pod(pod).await
+}
+
+/// [`crate::scenario::Scenario::Shared`]
+pub async fn shared(engine: &impl Engine) -> Result<()> {
+    let pod = engine.start_pod("shared", Sandbox::Usual).await?;
+    let idle = Spec { image: NGINX, ..IDLE };
+    let first = engine.run(&pod, "first", idle).await?;
+    let second = engine.run(&pod, "second", IDLE).await?;
+    let other = engine.start_pod("unshared", Sandbox::Usual).await?;
+    let stranger = engine.run(&other, "stranger", IDLE).await?;
+
+    engine.exec(&first, &["ipcmk", "--shmem", "4096", "--semaphore", "3"]).await?;
+    for (what, script, lines) in [
+        ("the interface and its MAC", "ip -o link show dev eth0", 1),
+        ("the address", "ip -4 -o address show dev eth0", 1),
+        ("the host name", "hostname", 1),
+        // Below a line of headings.
+        ("the shared memory", "cat /proc/sysvipc/shm", 2),
+        ("the semaphores", "cat /proc/sysvipc/sem", 2),
+    ] {
+        let seen = shell(engine, &first, script).await?;
+        same(&format!("the lines on {what}"), seen.lines().count(), lines)?;
+        same(what, shell(engine, &second, script).await?, seen.clone())?;
+        let elsewhere = shell(engine, &stranger, script).await?;
+        ensure!(elsewhere != seen, "{what} is the same in another pod: {seen}");
+    }
+    engine.remove_pod(pod).await?;
+    engine.remove_pod(other).await
+}
+
 /// [`crate::scenario::Scenario::Replace`]
 pub async fn replace<E: Engine>(engine: &E, stage: &Stage) -> Result<()> {
     let (pod, pause) = started(engine, stage, "replace", Sandbox::Usual).await?;
     let shared = host::namespaces(&pause, &kinds::<E>())?;
     let address = engine.address(&pod).await?;
 
-    let first = engine.run(&pod, "first", IDLE).await?;
-    kill(Pid::from_raw(engine.pid(&first).await?), Signal::SIGKILL)?;
-    same("the exit code", engine.exit_code(&first).await?, 137)?;
-
+    let idle = Spec { image: NGINX, ..IDLE };
+    let first = engine.run(&pod, "first", idle).await?;
+    let dies = async |container: &Container| {
+        kill(Pid::from_raw(engine.pid(container).await?), Signal::SIGKILL)?;
+        same("the exit code", engine.exit_code(container).await?, 137)
+    };
+    let is_at_home = async |container: &Container| {
+        same("the namespaces", namespaces(engine, container).await?, shared.clone())?;
+        let seen = shell(engine, container, "ip -4 -o address show dev eth0").await?;
+        ensure!(seen.contains(&format!(" {address}/")), "its address is another: {seen}");
+        same("the pod's address", engine.address(&pod).await?, address.clone())?;
+        let again = asleep(engine, stage, &pod).await?;
+        same("when pause started", again.stat()?.starttime, pause.stat()?.starttime)
+    };
+    is_at_home(&first).await?;
+    dies(&first).await?;
+    let first = engine.restart(&pod, first, idle).await?;
+    is_at_home(&first).await?;
+    dies(&first).await?;
+    engine.remove(first).await?;
     let second = engine.run(&pod, "second", IDLE).await?;
-    same("the namespaces", namespaces(engine, &second).await?, shared)?;
-    same("the pod's address", engine.address(&pod).await?, address.clone())?;
-    let seen = shell(engine, &second, "ip -4 -o address show dev eth0").await?;
-    ensure!(seen.contains(&format!(" {address}/")), "the container does not have it: {seen}");
+    is_at_home(&second).await?;
+    engine.remove_pod(pod).await
+}
+
+/// [`crate::scenario::Scenario::Restart`]
+pub async fn restart<E: Engine>(engine: &mut E, stage: &Stage) -> Result<()> {
+    let (pod, pause) = started(engine, stage, "restart", Sandbox::Usual).await?;
+    let beside = engine.run(&pod, "beside", IDLE).await?;
+    let idle = engine.pid(&beside).await?;
+
+    engine.restart_daemon().await?;
+    let engine = &*engine;
+    ensure!(engine.is_up(&pod).await?, "the engine lost the pod");
     let again = asleep(engine, stage, &pod).await?;
-    same("the sandbox's process", again.stat()?.starttime, pause.stat()?.starttime)?;
+    same("when pause started", again.stat()?.starttime, pause.stat()?.starttime)?;
+    same("the container's process", engine.pid(&beside).await?, idle)?;
+    pod::reaps(&pause, engine, &beside).await?;
+    stops(engine, &pod, &[STOPPED]).await?;
+    engine.remove_pod(pod).await
+}
+
+/// [`crate::scenario::Scenario::Killed`]
+pub async fn killed(engine: &impl Engine, stage: &Stage) -> Result<()> {
+    let (pod, pause) = started(engine, stage, "killed", Sandbox::Usual).await?;
+    let beside = engine.run(&pod, "beside", IDLE).await?;
+    kill(Pid::from_raw(pause.pid), Signal::SIGKILL)?;
+    same("the exit code", engine.pod_exit_code(&pod).await?, 137)?;
+    is_down(engine, &pod).await?;
+    // The kernel takes the PID namespace down with its PID 1.
+    same("the exit code beside it", engine.exit_code(&beside).await?, 137)?;
+
+    let pod = engine.restart_pod(pod).await?;
+    asleep(engine, stage, &pod).await?;
+    ensure!(engine.is_up(&pod).await?, "the engine believes it dead");
+    let beside = engine.run(&pod, "another", IDLE).await?;
+    pod::init(engine, &beside).await?;
     engine.remove_pod(pod).await
 }
 
@@ -156,6 +281,106 @@ pub async fn hardened(engine: &impl Engine, stage: &Stage) -> Result<()> {
     same("the exit code", engine.exit_code(&container).await?, 0)?;
     logged(async || engine.log(&container).await, &[], &[STOPPED]).await?;
     engine.remove_pod(pod).await
+}
+
+/// [`crate::scenario::Scenario::Remapped`]
+pub async fn remapped(engine: &mut impl Engine, stage: &Stage) -> Result<()> {
+    engine.remap(true).await?;
+    let played = has_other_users(engine, stage).await;
+    engine.remap(false).await?;
+    played
+}
+
+async fn has_other_users(engine: &impl Engine, stage: &Stage) -> Result<()> {
+    load(engine, stage).await?;
+    let (pod, pause) = started(engine, stage, "remapped", Sandbox::Remapped).await?;
+    let own = host::namespaces(&Process::myself()?, &["user"])?;
+    ensure!(host::namespaces(&pause, &["user"])? != own, "the user namespace is the host's");
+    ensure!(pause.status()?.euid != USER, "its user is one of the host's");
+    let beside = engine.run(&pod, "beside", IDLE).await?;
+    pod::init(engine, &beside).await?;
+    pod::reaps(&pause, engine, &beside).await?;
+    stops(engine, &pod, &[STOPPED]).await?;
+    engine.remove_pod(pod).await
+}
+
+/// [`crate::scenario::Scenario::Foreign`]
+pub async fn foreign(engine: &impl Engine, stage: &Stage) -> Result<()> {
+    let archive = stage.foreign()?;
+    let refusal = match engine.load(archive).await {
+        Err(refusal) => format!("{refusal:#}"),
+        Ok(()) => runs_foreign(engine).await?,
+    };
+    // The last are containerd's words for an image that has nothing for this machine.
+    let told = ["exec format error", "no match for platform", "image might be filtered out"];
+    let refusal = refusal.to_lowercase();
+    ensure!(told.iter().any(|words| refusal.contains(words)), "this does not tell why: {refusal}");
+    Ok(())
+}
+
+/// Tries to run what is for another architecture, and returns what the engine says to that.
+async fn runs_foreign(engine: &impl Engine) -> Result<String> {
+    let pod = engine.start_pod("foreign", Sandbox::Usual).await?;
+    let spec = Spec { shares_pid: false, ..Spec::new(Stage::FOREIGN, &["--version"]) };
+    let refusal = match engine.run(&pod, "foreign", spec).await {
+        Err(refusal) => format!("{refusal:#}"),
+        Ok(container) => {
+            let code = engine.exit_code(&container).await?;
+            // As binfmt_misc lets it.
+            ensure!(code != 0, Skip("this machine runs the other architecture's programs".into()));
+            format!("{:?}", engine.log(&container).await?)
+        }
+    };
+    engine.remove_pod(pod).await?;
+    Ok(refusal)
+}
+
+/// [`crate::scenario::Scenario::Platforms`]
+pub async fn platforms(engine: &impl Engine, stage: &Stage) -> Result<()> {
+    engine.load(stage.all()?).await?;
+    let pod = engine.start_pod("platforms", Sandbox::Usual).await?;
+    let spec = Spec { shares_pid: false, ..Spec::new(Stage::ALL, &[]) };
+    let container = engine.run(&pod, "own", spec).await?;
+    host::asleep(engine.pid(&container).await?, &stage.binary).await?;
+    engine.stop(&container).await?;
+    same("the exit code", engine.exit_code(&container).await?, 0)?;
+    engine.remove_pod(pod).await
+}
+
+/// [`crate::scenario::Scenario::Many`]
+pub async fn many(engine: &impl Engine, stage: &Stage) -> Result<()> {
+    let before = engine.surroundings().await?;
+    // Hidden where stderr is no terminal.
+    let bar = ProgressBar::new(3 * PODS);
+    let pods = stream::iter(0..PODS).map(async |number| {
+        let name = format!("many-{number}");
+        let started = started(engine, stage, &name, Sandbox::Usual).await;
+        bar.inc(1);
+        started.with_context(|| name)
+    });
+    let pods: Vec<_> = pods.buffer_unordered(CLIENTS).try_collect().await?;
+
+    // All of them at once.
+    let pids: HashSet<_> = pods.iter().map(|(_, pause)| pause.pid).collect();
+    same("the number of processes", pids.len() as u64, PODS)?;
+    let checked = stream::iter(&pods).map(async |(pod, pause)| {
+        let again = asleep(engine, stage, pod).await?;
+        same("when pause started", again.stat()?.starttime, pause.stat()?.starttime)?;
+        ensure!(engine.is_up(pod).await?, "the engine lost {}", pod.name);
+        bar.inc(1);
+        anyhow::Ok(())
+    });
+    checked.buffer_unordered(CLIENTS).try_collect::<()>().await?;
+
+    let stopped = stream::iter(pods).map(async |(pod, _)| {
+        stops(engine, &pod, &[STOPPED]).await.with_context(|| pod.name.clone())?;
+        engine.remove_pod(pod).await?;
+        bar.inc(1);
+        anyhow::Ok(())
+    });
+    stopped.buffer_unordered(CLIENTS).try_collect::<()>().await?;
+    bar.finish_and_clear();
+    nothing_but(&before, async || engine.surroundings().await).await
 }
 
 /// [`crate::scenario::Scenario::Build`]
