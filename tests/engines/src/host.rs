@@ -4,7 +4,7 @@ use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::Pid;
 use procfs::ProcError;
-use procfs::process::{Process, all_processes};
+use procfs::process::{MountInfo, Process, all_processes};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::fs;
@@ -46,6 +46,33 @@ fn on_host(pid: i32, map: &str, id: u32) -> Result<u32> {
         }
     }
     bail!("{id} is nobody in {map}: {text}")
+}
+
+/// The bytes of memory that the control group of `process` may use.
+///
+/// # Errors
+///
+/// When it has ended, or there is no limit.
+pub fn memory_limit(process: &Process) -> Result<u64> {
+    let mounts = Process::myself()?.mountinfo()?.0;
+    for group in process.cgroups()? {
+        // All controllers of version 2 are in hierarchy 0, which names none.
+        let (kind, file) = match group.controllers.iter().any(|name| name == "memory") {
+            true => ("cgroup", "memory.limit_in_bytes"),
+            false if group.hierarchy == 0 => ("cgroup2", "memory.max"),
+            false => continue,
+        };
+        let holds = |mount: &&MountInfo| {
+            mount.fs_type == kind
+                && (kind == "cgroup2" || mount.super_options.contains_key("memory"))
+        };
+        let Some(mount) = mounts.iter().find(holds) else { continue };
+        let path = mount.mount_point.join(group.pathname.trim_start_matches('/')).join(file);
+        if let Ok(limit) = fs::read_to_string(path) {
+            return limit.trim().parse().context("there is no limit");
+        }
+    }
+    bail!("it is in no control group for memory")
 }
 
 /// The namespaces of `kinds` (`net`, `ipc`, ...) that `process` lives in, by their numbers.

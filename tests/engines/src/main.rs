@@ -31,7 +31,7 @@ struct Args {
     #[arg(long, value_name = "ENGINE", value_delimiter = ',')]
     require: Vec<support::engine::Engine>,
     /// Document to write the matrix into
-    #[arg(long, value_name = "FILE", conflicts_with = "filter")]
+    #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     /// Run only what has this in its name, such as docker::stop
     #[arg(default_value = "")]

@@ -7,6 +7,7 @@ use crate::engine::{Engine, Lacks, Skip};
 use crate::scenario::Scenario;
 use crate::stage::Stage;
 use anyhow::{Context, Error, Result, anyhow};
+use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use std::fs;
 use std::io::{Write, stdout};
@@ -69,11 +70,13 @@ impl Report {
     pub async fn on<E: Engine>(&mut self, stage: &Stage) {
         let name = |scenario| format!("{}::{scenario}", E::NAME);
         // Loading comes along with all others.
-        let [start, load, rest @ .., teardown] = Scenario::ALL;
-        let wanted = |scenario: &&Scenario| name(**scenario).contains(&self.filter);
-        let rest: Vec<_> = rest.iter().filter(wanted).copied().collect();
-        self.filtered_out += Scenario::ALL.len() - 3 - rest.len();
-        if rest.is_empty() && !wanted(&&load) {
+        let &[start, load, ref rest @ .., teardown] = Scenario::value_variants() else {
+            unreachable!("there are more")
+        };
+        let wanted = |scenario: &Scenario| name(*scenario).contains(&self.filter);
+        let (all, rest) = (rest.len(), rest.iter().copied().filter(wanted).collect::<Vec<_>>());
+        self.filtered_out += all - rest.len();
+        if rest.is_empty() && !wanted(&load) {
             self.filtered_out += 1;
             return;
         }
@@ -153,7 +156,7 @@ impl Report {
 
     /// Prints the matrix, the reasons and the sum, and says how to exit.
     pub fn close(self) -> ExitCode {
-        println!("\n{}\n", self.matrix());
+        println!("\n{}\n", self.matrix(Scenario::to_string));
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
         for (_, _, outcome) in &self.outcomes {
             *match outcome {
@@ -193,7 +196,8 @@ impl Report {
             .and_then(|(before, rest)| rest.split_once(END).map(|(_, after)| (before, after)));
         let (before, after) = marks.with_context(|| format!("no {BEGIN:?} in {shown}"))?;
         let reasons: Vec<_> = self.reasons().map(|reason| format!("- {reason}")).collect();
-        let new = [&self.matrix().trim_fmt(), "", &reasons.join("\n")].join("\n");
+        let row = |scenario: &Scenario| format!("`{scenario}`: {}", scenario.about());
+        let new = [&self.matrix(row).trim_fmt(), "", &reasons.join("\n")].join("\n");
         fs::write(document, format!("{before}{BEGIN}\n{}\n\n{END}{after}", new.trim_end()))
             .with_context(|| format!("cannot write {shown}"))
     }
@@ -214,8 +218,8 @@ impl Report {
         })
     }
 
-    /// Engine by scenario.
-    fn matrix(&self) -> Table {
+    /// Engine by scenario; `row` says what to call one.
+    fn matrix(&self, row: impl Fn(&Scenario) -> String) -> Table {
         let mut table = Table::new();
         table.load_preset(presets::ASCII_MARKDOWN);
         let version = |engine: Name| {
@@ -223,9 +227,9 @@ impl Report {
             version.map_or(engine.to_string(), |(_, version)| format!("{engine} {version}"))
         };
         table.set_header([String::new()].into_iter().chain(Name::ALL.map(version)));
-        for scenario in Scenario::ALL {
+        for scenario in Scenario::value_variants() {
             let cell = |engine| {
-                let of = |entry: &&(_, _, _)| entry.0 == engine && entry.1 == scenario;
+                let of = |entry: &&(_, _, _)| entry.0 == engine && entry.1 == *scenario;
                 match self.outcomes.iter().find(of) {
                     None => "",
                     Some((_, _, Outcome::Passed)) => "passed",
@@ -235,7 +239,7 @@ impl Report {
                 }
             };
             let cells = Name::ALL.map(cell).map(str::to_owned);
-            table.add_row([scenario.to_string()].into_iter().chain(cells));
+            table.add_row([row(scenario)].into_iter().chain(cells));
         }
         table
     }

@@ -4,41 +4,42 @@ use crate::engine::Engine;
 use crate::scenes;
 use crate::stage::Stage;
 use anyhow::Result;
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use std::fmt::{self, Display, Formatter};
 
-/// What an engine is tried for: a row of the matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an engine is tried for: a row of the matrix, which takes name and text from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
     /// The engine comes up.
     Start,
     /// It takes the archive, and shows the image as it should be.
     Load,
-    /// Its own way to end a container ends pause with exit code 0, and leaves nothing.
+    /// On the engine's SIGTERM pause ends with exit code 0; removed, it leaves nothing.
     Stop,
-    /// pause answers arguments, and refuses unknown ones.
+    /// Arguments are answered, unknown ones refused.
     Arguments,
-    /// In the host's PID namespace pause warns, does no harm and stops as ever.
+    /// In the host's PID namespace it warns, does no harm and stops as ever.
     HostPid,
-    /// A container joins pause's namespaces, finds it as PID 1, and its orphans leave no zombie.
+    /// PID 1 of the pod's containers is `/pause`, and 2,000 orphans leave no zombie.
     Pod,
-    /// The pod of Kubernetes' tutorial: one container writes what another one serves.
+    /// The pod of Kubernetes' tutorial: nginx serves what another container writes.
     Tutorial,
     /// The containers of a pod have network, host name and System V IPC in common.
     Shared,
-    /// A container of a pod dies, comes back, and one of another image takes its place; the pod is
-    /// still the same.
+    /// A container dies, comes back, is replaced: the pod is still the same.
     Replace,
-    /// The daemon goes and comes back, and finds the pod as it was.
+    /// The engine's daemon goes and comes back, and finds the pod as it was.
     Restart,
     /// Somebody kills pause: the engine takes note, and starts the pod again.
     Killed,
-    /// As little as the engine can be told to allow is enough.
+    /// Read-only root, no capabilities, no new privileges, seccomp, least memory.
     Hardened,
-    /// It lives in a user namespace of its own.
+    /// In a user namespace of its own.
     Remapped,
-    /// The image for another architecture is refused in the engine's own words.
+    /// The image for another architecture is refused, with the reason.
     Foreign,
-    /// Of the image for all platforms the engine takes its own.
+    /// From the image for all platforms the engine picks its own.
     Platforms,
     /// 100 pods at once, and none is lost.
     Many,
@@ -49,55 +50,12 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// All of them, in the order in which the matrix shows them.
-    pub const ALL: [Self; 18] = [
-        Self::Start,
-        Self::Load,
-        Self::Stop,
-        Self::Arguments,
-        Self::HostPid,
-        Self::Pod,
-        Self::Tutorial,
-        Self::Shared,
-        Self::Replace,
-        Self::Restart,
-        Self::Killed,
-        Self::Hardened,
-        Self::Remapped,
-        Self::Foreign,
-        Self::Platforms,
-        Self::Many,
-        Self::Build,
-        Self::Teardown,
-    ];
-}
-
-impl Display for Scenario {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        f.pad(match self {
-            Self::Start => "start",
-            Self::Load => "load",
-            Self::Stop => "stop",
-            Self::Arguments => "arguments",
-            Self::HostPid => "host-pid",
-            Self::Pod => "pod",
-            Self::Tutorial => "tutorial",
-            Self::Shared => "shared",
-            Self::Replace => "replace",
-            Self::Restart => "restart",
-            Self::Killed => "killed",
-            Self::Hardened => "hardened",
-            Self::Remapped => "remapped",
-            Self::Foreign => "foreign",
-            Self::Platforms => "platforms",
-            Self::Many => "many",
-            Self::Build => "build",
-            Self::Teardown => "teardown",
-        })
+    /// What stands here about it.
+    pub fn about(self) -> String {
+        let value = self.to_possible_value();
+        value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
     }
-}
 
-impl Scenario {
     /// Plays it on an engine. Those that an engine begins and ends with are not played, but done.
     ///
     /// # Errors
@@ -124,5 +82,12 @@ impl Scenario {
             Self::Many => scenes::many(engine, stage).await,
             Self::Build => scenes::build(engine, stage).await,
         }
+    }
+}
+
+impl Display for Scenario {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        let value = self.to_possible_value();
+        f.pad(value.as_ref().map_or("", PossibleValue::get_name))
     }
 }

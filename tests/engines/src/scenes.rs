@@ -263,7 +263,7 @@ pub async fn killed(engine: &impl Engine, stage: &Stage) -> Result<()> {
 }
 
 /// [`crate::scenario::Scenario::Hardened`]
-pub async fn hardened(engine: &impl Engine, stage: &Stage) -> Result<()> {
+pub async fn hardened<E: Engine>(engine: &E, stage: &Stage) -> Result<()> {
     let pod = engine.start_pod("hardened", Sandbox::Usual).await?;
     let spec = Spec { shares_pid: false, hardened: true, ..Spec::new(&stage.reference, &[]) };
     let container = engine.run(&pod, "least", spec).await?;
@@ -273,6 +273,7 @@ pub async fn hardened(engine: &impl Engine, stage: &Stage) -> Result<()> {
     same("the flag no_new_privs", status.nonewprivs, Some(1))?;
     // SECCOMP_MODE_FILTER
     same("the seccomp mode", status.seccomp, Some(2))?;
+    same("the memory it may use", host::memory_limit(&pause)?, E::LEAST_MEMORY)?;
     let mounts = pause.mountinfo()?;
     let mut root = mounts.iter().filter(|mount| mount.mount_point == Path::new("/"));
     ensure!(root.all(|root| root.mount_options.contains_key("ro")), "the root is writable");
@@ -350,8 +351,11 @@ pub async fn platforms(engine: &impl Engine, stage: &Stage) -> Result<()> {
 /// [`crate::scenario::Scenario::Many`]
 pub async fn many(engine: &impl Engine, stage: &Stage) -> Result<()> {
     let before = engine.surroundings().await?;
-    // Hidden where stderr is no terminal.
     let bar = ProgressBar::new(3 * PODS);
+    // It is, where stderr is no terminal; on one it would take the line that has been begun.
+    if !bar.is_hidden() {
+        println!();
+    }
     let pods = stream::iter(0..PODS).map(async |number| {
         let name = format!("many-{number}");
         let started = started(engine, stage, &name, Sandbox::Usual).await;
