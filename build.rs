@@ -46,20 +46,12 @@ fn main() -> io::Result<()> {
 /// Hands the linker script and its options to the linker of the binary alone. (RUSTFLAGS would
 /// reach build scripts too.)
 fn link(script: &Path) -> io::Result<()> {
-    // A compiler driver or, for other architectures, the linker itself: they spell options apart.
+    // For other architectures it is the linker itself, and no compiler's driver that would add files.
     let linker = PathBuf::from(env::var_os("RUSTC_LINKER").unwrap_or_default());
-    let bare = linker.file_stem().is_some_and(|stem| stem.as_encoded_bytes().ends_with(b"ld"));
-    let prefix = if bare { "" } else { "-Wl," };
-    if !bare {
+    if !linker.file_stem().is_some_and(|stem| stem.as_encoded_bytes().ends_with(b"ld")) {
         println!("cargo::rustc-link-arg-bins=-nostartfiles");
     }
-    // Spelled the same by both, and the folder may have a comma in its name.
     println!("cargo::rustc-link-arg-bins=-T{}", script.display());
-    for option in ["--no-dynamic-linker", "--build-id=none", "--no-eh-frame-hdr"] {
-        println!("cargo::rustc-link-arg-bins={prefix}{option}");
-    }
-    // Linkers that cannot leave out the section headers (GNU ld before 2.41) warn and go on.
-    println!("cargo::rustc-link-arg-bins=-znosectionheader");
 
     // The crate `libc`, of which only the numbers are wanted, names these to the linker. Empty ones
     // serve, and make sure of it: a function of a C library is then an undefined symbol.

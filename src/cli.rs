@@ -5,8 +5,8 @@ pub const VERSION: &[u8] = concat!("pause ", env!("CARGO_PKG_VERSION"), "\n").as
 
 /// Answer to `--help`.
 pub const HELP: &[u8] = b"\
-Usage: pause [-v | -V | --version | -h | --help]
-Holds a pod's namespaces and reaps its orphans until SIGTERM or SIGINT.
+Usage: pause [-v|-V|--version|-h|--help]
+Holds a pod's namespaces and reaps orphans until SIGTERM or SIGINT.
 ";
 
 /// What the command line asks for.

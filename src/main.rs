@@ -13,18 +13,17 @@ mod sys;
 use cli::Request;
 use core::ffi::c_int;
 use libc::{SIGINT, SIGTERM, STDERR_FILENO, STDOUT_FILENO};
-use sys::IoSlice;
+use sys::{Arguments, IoSlice};
 
 /// Exit code for a wrong command line: `EX_USAGE` of sysexits.h.
 const USAGE_ERROR: c_int = 64;
 
-/// Lives the whole life of the process. The entry point of either flavor calls it with the first
-/// argument of the command line.
-fn live(argument: Option<&[u8]>) -> ! {
+/// Lives the whole life of the process. The entry point of either flavor calls it.
+fn live(arguments: Arguments) -> ! {
     // A reader that closes its end of stdout or stderr must not take the pod with it.
     sys::ignore_sigpipe();
 
-    match cli::parse(argument) {
+    match cli::parse(arguments.first()) {
         Request::Sleep => {}
         Request::Version => answer(cli::VERSION),
         Request::Help => answer(cli::HELP),
@@ -32,9 +31,9 @@ fn live(argument: Option<&[u8]>) -> ! {
             let message = [
                 IoSlice::new(b"pause: unknown argument: "),
                 IoSlice::new(argument),
-                IoSlice::new(b"\nTry 'pause --help'.\n"),
+                IoSlice::new(b"\nTry pause --help.\n"),
             ];
-            let _ = sys::write(STDERR_FILENO, &message);
+            let _ = sys::write_parts(STDERR_FILENO, &message);
             sys::exit(USAGE_ERROR)
         }
     }
@@ -63,13 +62,11 @@ fn live(argument: Option<&[u8]>) -> ! {
     sys::enter_root();
 
     if !sys::is_init() {
-        warn(b"pause: warning: not PID 1, reaping descendants only\n");
+        warn(b"pause: warning: not PID 1\n");
         sys::become_subreaper();
     }
 
-    loop {
-        sys::pause();
-    }
+    sys::sleep(arguments)
 }
 
 /// What SIGTERM and SIGINT run.
@@ -83,7 +80,7 @@ extern "C" fn stop(signal: c_int) -> ! {
 
 /// Prints what was asked for and ends.
 fn answer(text: &[u8]) -> ! {
-    let written = sys::write(STDOUT_FILENO, &[IoSlice::new(text)]);
+    let written = sys::write(STDOUT_FILENO, text);
     if written.is_ok_and(|bytes| bytes == text.len()) {
         sys::exit(0)
     }
@@ -98,5 +95,5 @@ fn fail(message: &[u8]) -> ! {
 
 /// Writes to stderr. Nobody may be listening, and the pod goes on all the same.
 fn warn(message: &[u8]) {
-    let _ = sys::write(STDERR_FILENO, &[IoSlice::new(message)]);
+    let _ = sys::write(STDERR_FILENO, message);
 }

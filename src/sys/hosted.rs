@@ -16,8 +16,20 @@ use std::ptr;
 #[unsafe(no_mangle)]
 unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     // SAFETY: with argc over 1 argv[1] is a string that ends in NUL and lives as long as the process.
-    let argument = (argc > 1).then(|| unsafe { CStr::from_ptr(*argv.add(1)) }.to_bytes());
-    crate::live(argument)
+    let first = (argc > 1).then(|| unsafe { CStr::from_ptr(*argv.add(1)) }.to_bytes());
+    crate::live(Arguments { first })
+}
+
+/// The command line.
+pub struct Arguments {
+    first: Option<&'static [u8]>,
+}
+
+impl Arguments {
+    /// The first argument, if there is one.
+    pub fn first(&self) -> Option<&'static [u8]> {
+        self.first
+    }
 }
 
 /// The C library's convention: -1 is an error.
@@ -25,8 +37,14 @@ fn check(result: isize) -> Result<usize, Refused> {
     usize::try_from(result).map_err(|_| Refused)
 }
 
+/// Writes `text` to descriptor `fd`: write(2).
+pub fn write(fd: c_int, text: &[u8]) -> Result<usize, Refused> {
+    // SAFETY: the call only reads `text`.
+    check(unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) })
+}
+
 /// Writes the parts to descriptor `fd` as one message: writev(2).
-pub fn write(fd: c_int, parts: &[IoSlice]) -> Result<usize, Refused> {
+pub fn write_parts(fd: c_int, parts: &[IoSlice]) -> Result<usize, Refused> {
     // SAFETY: std gives IoSlice the layout of iovec, and the call only reads.
     check(unsafe { libc::writev(fd, parts.as_ptr().cast(), parts.len() as c_int) })
 }
@@ -126,8 +144,10 @@ pub fn become_subreaper() {
     };
 }
 
-/// Sleeps until a signal's handler has run: pause(2).
-pub fn pause() {
-    // SAFETY: no arguments.
-    unsafe { libc::pause() };
+/// Sleeps for ever: pause(2).
+pub fn sleep(_: Arguments) -> ! {
+    loop {
+        // SAFETY: no arguments.
+        unsafe { libc::pause() };
+    }
 }

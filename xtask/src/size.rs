@@ -11,7 +11,7 @@ use indicatif::HumanCount;
 pub struct Args {
     #[command(flatten)]
     recipe: Recipe,
-    /// Bytes that a binary may have [default: 1536 for linux/amd64, 2048 for others]
+    /// Bytes that a binary may have [default: 1280 for linux/amd64, 2048 for others]
     #[arg(long, value_name = "BYTES")]
     max_binary: Option<u64>,
     /// Bytes that a compressed layer may have [default: 1024 for linux/amd64, 1536 for others]
@@ -65,7 +65,7 @@ fn measure(args: &Args) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for variant in &image.variants {
         let (binary, layer) =
-            if variant.platform == "linux/amd64" { (1536, 1024) } else { (2048, 1536) };
+            if variant.platform == "linux/amd64" { (1280, 1024) } else { (2048, 1536) };
         for (part, bytes, budget) in [
             ("binary", variant.sizes.binary, args.max_binary.unwrap_or(binary)),
             ("compressed layer", variant.sizes.compressed_layer, args.max_layer.unwrap_or(layer)),

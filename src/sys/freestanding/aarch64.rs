@@ -38,14 +38,45 @@ pub unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isi
     result as isize
 }
 
-/// The call that sleeps: there is no pause here, so ppoll.
-pub const SYS_PAUSE: c_long = libc::SYS_ppoll;
-
-/// Its arguments: no descriptors, none of them, no timeout, no mask.
-pub const NO_ARGUMENTS: [usize; 4] = [0; 4];
+/// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps for ever. All of it is
+/// one block: the compiler keeps nothing in the memory that goes.
+///
+/// # Safety
+///
+/// Nothing that is in that memory is read again.
+#[inline(always)]
+pub unsafe fn sleep(start: usize, length: usize) -> ! {
+    // SAFETY: the caller's promise; ppoll waits for no descriptor, without a timeout and
+    // without a mask.
+    unsafe {
+        asm!(
+            "svc 0",
+            "mov x8, {ppoll}",
+            "mov x1, 0",
+            "mov x2, 0",
+            "mov x3, 0",
+            "2:",
+            "mov x0, 0",
+            "svc 0",
+            "b 2b",
+            ppoll = const libc::SYS_ppoll,
+            in("x8") libc::SYS_madvise,
+            in("x0") start,
+            in("x1") length,
+            in("x2") libc::MADV_DONTNEED,
+            options(noreturn),
+        );
+    }
+}
 
 /// `sa_restorer` of the kernel's `struct sigaction`.
 pub type Restorer = usize;
 
 /// No flag: handlers return through the vDSO, those that do.
 pub const SA_RESTORER: c_ulong = 0;
+
+/// `e_machine` in elf(5).
+pub const MACHINE: u16 = libc::EM_AARCH64;
+
+/// `e_flags` in elf(5): none.
+pub const FLAGS: u32 = 0;

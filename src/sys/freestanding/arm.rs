@@ -48,17 +48,44 @@ pub unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isi
     result as isize
 }
 
-/// The call that sleeps.
-pub const SYS_PAUSE: c_long = libc::SYS_pause;
-
-/// Its arguments.
-pub const NO_ARGUMENTS: [usize; 0] = [];
+/// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps for ever. All of it is
+/// one block: the compiler keeps nothing in the memory that goes.
+///
+/// # Safety
+///
+/// Nothing that is in that memory is read again.
+#[inline(always)]
+pub unsafe fn sleep(start: usize, length: usize) -> ! {
+    // SAFETY: the caller's promise; pause takes no argument.
+    unsafe {
+        asm!(
+            "mov r7, {madvise}",
+            "svc 0",
+            "mov r7, {pause}",
+            "2:",
+            "svc 0",
+            "b 2b",
+            madvise = const libc::SYS_madvise,
+            pause = const libc::SYS_pause,
+            in("r0") start,
+            in("r1") length,
+            in("r2") libc::MADV_DONTNEED,
+            options(noreturn),
+        );
+    }
+}
 
 /// `sa_restorer` of the kernel's `struct sigaction`.
 pub type Restorer = usize;
 
 /// No flag: handlers return through code that the kernel brings along, those that do.
 pub const SA_RESTORER: c_ulong = 0;
+
+/// `e_machine` in elf(5).
+pub const MACHINE: u16 = libc::EM_ARM;
+
+/// `e_flags` in elf(5): version 5 of the EABI, floats in registers.
+pub const FLAGS: u32 = 0x0500_0400;
 
 /// Compares `length` bytes: 0 if they are the same. LLVM, which compares slices in line on other
 /// architectures, calls this one here.

@@ -48,14 +48,45 @@ pub unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isi
     result as isize
 }
 
-/// The call that sleeps: there is no pause here, so ppoll.
-pub const SYS_PAUSE: c_long = libc::SYS_ppoll;
-
-/// Its arguments: no descriptors, none of them, no timeout, no mask.
-pub const NO_ARGUMENTS: [usize; 4] = [0; 4];
+/// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps for ever. All of it is
+/// one block: the compiler keeps nothing in the memory that goes.
+///
+/// # Safety
+///
+/// Nothing that is in that memory is read again.
+#[inline(always)]
+pub unsafe fn sleep(start: usize, length: usize) -> ! {
+    // SAFETY: the caller's promise; ppoll waits for no descriptor, without a timeout and
+    // without a mask.
+    unsafe {
+        asm!(
+            "syscall 0",
+            "ori $a7, $zero, {ppoll}",
+            "move $a1, $zero",
+            "move $a2, $zero",
+            "move $a3, $zero",
+            "2:",
+            "move $a0, $zero",
+            "syscall 0",
+            "b 2b",
+            ppoll = const libc::SYS_ppoll,
+            in("$a7") libc::SYS_madvise,
+            in("$a0") start,
+            in("$a1") length,
+            in("$a2") libc::MADV_DONTNEED,
+            options(noreturn),
+        );
+    }
+}
 
 /// The kernel's `struct sigaction` has no `sa_restorer` here.
 pub type Restorer = ();
 
 /// Nor is there a flag for it: handlers return through the vDSO, those that do.
 pub const SA_RESTORER: c_ulong = 0;
+
+/// `e_machine` in elf(5): EM_LOONGARCH, which libc does not have.
+pub const MACHINE: u16 = 258;
+
+/// `e_flags` in elf(5): floats in registers, version 1 of the object format.
+pub const FLAGS: u32 = 0x43;

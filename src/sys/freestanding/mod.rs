@@ -11,6 +11,7 @@
 #[cfg_attr(target_arch = "s390x", path = "s390x.rs")]
 #[cfg_attr(target_arch = "x86_64", path = "x86_64.rs")]
 mod arch;
+mod header;
 
 use super::{DESCRIPTORS, Refused};
 use core::ffi::{CStr, c_int, c_long, c_ulong};
@@ -25,11 +26,20 @@ use core::panic::PanicInfo;
 /// `stack` points to what execve(2) left there: argc, then that many pointers to strings that end
 /// in NUL and live as long as the process, then a null pointer.
 unsafe extern "C" fn start(stack: *const usize) -> ! {
-    // SAFETY: the caller's promise covers argc, and with argc over 1 also argv[1] and its string.
-    let argument = unsafe {
-        if stack.read() > 1 { Some(bytes(stack.add(2).cast::<*const u8>().read())) } else { None }
-    };
-    crate::live(argument)
+    crate::live(Arguments { stack })
+}
+
+/// The command line, as the kernel left it on the stack: what [`start`] is promised.
+pub struct Arguments {
+    stack: *const usize,
+}
+
+impl Arguments {
+    /// The first argument, if there is one.
+    pub fn first(&self) -> Option<&'static [u8]> {
+        // SAFETY: argc is there, and when it is over 1 also argv[1] with its string.
+        unsafe { if *self.stack > 1 { Some(bytes(*self.stack.add(2) as *const u8)) } else { None } }
+    }
 }
 
 /// The bytes of a C string, without its NUL.
@@ -91,11 +101,17 @@ impl<'a> IoSlice<'a> {
     }
 }
 
-/// Writes the parts to descriptor `fd` as one message: writev(2).
+/// Writes `text` to descriptor `fd`: write(2).
 ///
-/// Every error of write(2) can come (EBADF: closed, EPIPE: nobody reads, ENOSPC: full, EAGAIN, EIO).
+/// Every error can come (EBADF: closed, EPIPE: nobody reads, ENOSPC: full, EAGAIN, EIO).
 /// On stdout the program reports it and fails; on stderr it goes on.
-pub fn write(fd: c_int, parts: &[IoSlice]) -> Result<usize, Refused> {
+pub fn write(fd: c_int, text: &[u8]) -> Result<usize, Refused> {
+    // SAFETY: the kernel only reads `text`.
+    unsafe { syscall(libc::SYS_write, [fd as usize, text.as_ptr() as usize, text.len()]) }
+}
+
+/// Writes the parts to descriptor `fd` as one message: writev(2). The same errors can come.
+pub fn write_parts(fd: c_int, parts: &[IoSlice]) -> Result<usize, Refused> {
     // SAFETY: `parts` are iovecs over live slices, and the kernel only reads them.
     unsafe { syscall(libc::SYS_writev, [fd as usize, parts.as_ptr() as usize, parts.len()]) }
 }
@@ -194,11 +210,12 @@ pub fn forbid_dump() {
 /// after the other, as far as the default limit goes. That one's EBADF says that it was closed.
 pub fn close_from(first: c_int) {
     // SAFETY: the program keeps no descriptor but the three standard ones.
-    if unsafe { syscall(libc::SYS_close_range, [first as usize, c_int::MAX as usize, 0]) }.is_err()
-    {
-        for fd in first..DESCRIPTORS {
+    if unsafe { syscall(libc::SYS_close_range, [first as usize, usize::MAX, 0]) }.is_err() {
+        let mut fd = first as usize;
+        while fd < DESCRIPTORS as usize {
             // SAFETY: as above.
-            let _ = unsafe { syscall(libc::SYS_close, [fd as usize]) };
+            let _ = unsafe { syscall(libc::SYS_close, [fd]) };
+            fd += 1;
         }
     }
 }
@@ -228,11 +245,24 @@ pub fn become_subreaper() {
     let _ = unsafe { syscall(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as usize, 1]) };
 }
 
-/// Sleeps until a signal's handler has run: pause(2), or ppoll(2) on nothing and without a timeout
-/// where an architecture has no pause.
+/// Gives back the memory that is not needed any more, madvise(2), and sleeps for ever: pause(2), or
+/// ppoll(2) on nothing and without a timeout where an architecture has no pause.
 ///
-/// Errors: EINTR, whenever it returns at all; the program calls it again.
-pub fn pause() {
-    // SAFETY: pause takes no argument, and for ppoll they say: no descriptors, no timeout, no mask.
-    let _ = unsafe { syscall(arch::SYS_PAUSE, arch::NO_ARGUMENTS) };
+/// The kernel puts the strings of the arguments at the top of the stack, the first one lowest, and
+/// argc, argv and the rest up to two pages below; the program's own frames follow. ps(1) reads the
+/// strings, so they stay. What is on the pages below them nobody reads any more.
+///
+/// Errors: EINVAL from madvise (larger pages, see below), ENOMEM, EAGAIN; a seccomp filter's. Passed
+/// over: the pages stay. EINTR from pause, whenever it returns at all: it is called again.
+pub fn sleep(arguments: Arguments) -> ! {
+    const PAGE: usize = 4096;
+    let stack = arguments.stack.addr();
+    // SAFETY: argv[0] is there, or the null pointer after an empty argv.
+    let strings = unsafe { *arguments.stack.add(1) } & !(PAGE - 1);
+    // One or two pages below that of argc, and an odd multiple of 4 KiB: a kernel with larger pages
+    // refuses to begin there, where it would round the length up and take the strings as well.
+    let start = (stack - 2 * PAGE) & !(2 * PAGE - 1) | PAGE;
+    // SAFETY: nothing returns from here, so nothing below the strings is read again; a signal's
+    // handler runs on fresh pages. The length wraps where argv is empty, and is refused.
+    unsafe { arch::sleep(start, strings.wrapping_sub(start)) }
 }

@@ -68,14 +68,40 @@ pub unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isi
     result as isize
 }
 
-/// The call that sleeps.
-pub const SYS_PAUSE: c_long = libc::SYS_pause;
-
-/// Its arguments.
-pub const NO_ARGUMENTS: [usize; 0] = [];
+/// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps for ever. All of it is
+/// one block: the compiler keeps nothing in the memory that goes.
+///
+/// # Safety
+///
+/// Nothing that is in that memory is read again.
+#[inline(always)]
+pub unsafe fn sleep(start: usize, length: usize) -> ! {
+    // SAFETY: the caller's promise; pause takes no argument.
+    unsafe {
+        asm!(
+            "sc",
+            "2:",
+            "li 0, {pause}",
+            "sc",
+            "b 2b",
+            pause = const libc::SYS_pause,
+            in("r0") libc::SYS_madvise,
+            in("r3") start,
+            in("r4") length,
+            in("r5") libc::MADV_DONTNEED,
+            options(noreturn),
+        );
+    }
+}
 
 /// `sa_restorer` of the kernel's `struct sigaction`.
 pub type Restorer = usize;
 
 /// No flag: handlers return through the vDSO, those that do.
 pub const SA_RESTORER: c_ulong = 0;
+
+/// `e_machine` in elf(5).
+pub const MACHINE: u16 = libc::EM_PPC64;
+
+/// `e_flags` in elf(5): version 2 of the ELF ABI. In version 1 the entry is no code but a pointer to it.
+pub const FLAGS: u32 = 2;

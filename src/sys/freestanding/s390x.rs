@@ -41,14 +41,40 @@ pub unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isi
     result as isize
 }
 
-/// The call that sleeps.
-pub const SYS_PAUSE: c_long = libc::SYS_pause;
-
-/// Its arguments.
-pub const NO_ARGUMENTS: [usize; 0] = [];
+/// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps for ever. All of it is
+/// one block: the compiler keeps nothing in the memory that goes.
+///
+/// # Safety
+///
+/// Nothing that is in that memory is read again.
+#[inline(always)]
+pub unsafe fn sleep(start: usize, length: usize) -> ! {
+    // SAFETY: the caller's promise; pause takes no argument.
+    unsafe {
+        asm!(
+            "svc 0",
+            "lghi %r1, {pause}",
+            "2:",
+            "svc 0",
+            "j 2b",
+            pause = const libc::SYS_pause,
+            in("r1") libc::SYS_madvise,
+            in("r2") start,
+            in("r3") length,
+            in("r4") libc::MADV_DONTNEED,
+            options(noreturn),
+        );
+    }
+}
 
 /// `sa_restorer` of the kernel's `struct sigaction`.
 pub type Restorer = usize;
 
 /// No flag: handlers return through the vDSO, those that do.
 pub const SA_RESTORER: c_ulong = 0;
+
+/// `e_machine` in elf(5).
+pub const MACHINE: u16 = libc::EM_S390;
+
+/// `e_flags` in elf(5): none.
+pub const FLAGS: u32 = 0;

@@ -44,11 +44,31 @@ pub unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isi
     result
 }
 
-/// The call that sleeps.
-pub const SYS_PAUSE: c_long = libc::SYS_pause;
-
-/// Its arguments.
-pub const NO_ARGUMENTS: [usize; 0] = [];
+/// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps for ever. All of it is
+/// one block: the compiler keeps nothing in the memory that goes.
+///
+/// # Safety
+///
+/// Nothing that is in that memory is read again.
+#[inline(always)]
+pub unsafe fn sleep(start: usize, length: usize) -> ! {
+    // SAFETY: the caller's promise; pause takes no argument.
+    unsafe {
+        asm!(
+            "syscall",
+            "2:",
+            "mov eax, {pause}",
+            "syscall",
+            "jmp 2b",
+            pause = const libc::SYS_pause,
+            in("rax") libc::SYS_madvise,
+            in("rdi") start,
+            in("rsi") length,
+            in("rdx") libc::MADV_DONTNEED,
+            options(noreturn),
+        );
+    }
+}
 
 /// `sa_restorer` of the kernel's `struct sigaction`.
 pub type Restorer = usize;
@@ -56,3 +76,9 @@ pub type Restorer = usize;
 /// Flag without which the kernel delivers no signal here (arch/x86/kernel/signal_64.c): it vouches
 /// for a restorer, the code that a handler returns to. Ours never return, so it may be null.
 pub const SA_RESTORER: c_ulong = 0x0400_0000;
+
+/// `e_machine` in elf(5).
+pub const MACHINE: u16 = libc::EM_X86_64;
+
+/// `e_flags` in elf(5): none.
+pub const FLAGS: u32 = 0;

@@ -25,7 +25,7 @@ use tokio::process::Command;
 const STOPPED: &str = "pause: SIGTERM";
 
 /// What it says first when it is not PID 1.
-const WARNING: &str = "pause: warning: not PID 1, reaping descendants only";
+const WARNING: &str = "pause: warning: not PID 1";
 
 /// What the pod of the tutorial serves.
 const HELLO: &str = "Hello from the debian container";
@@ -87,7 +87,7 @@ pub async fn stop<E: Engine>(engine: &E, stage: &Stage) -> Result<()> {
 pub async fn arguments(engine: &impl Engine, stage: &Stage) -> Result<()> {
     let pod = engine.start_pod("arguments", Sandbox::Usual).await?;
     let version = format!("pause {}", stage.version());
-    let unknown = ["pause: unknown argument: --frobnicate", "Try 'pause --help'."];
+    let unknown = ["pause: unknown argument: --frobnicate", "Try pause --help."];
     for (name, argument, stdout, stderr, code) in [
         ("version", "--version", &[version.as_str()][..], &[][..], 0),
         ("unknown", "--frobnicate", &[], &unknown, 64),

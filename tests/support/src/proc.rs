@@ -95,14 +95,28 @@ pub fn activity(pid: Pid) -> Result<Activity> {
     })
 }
 
-/// Memory of the process that is in RAM, in KiB, counted page by page (/proc/PID/smaps_rollup; the
-/// quicker counters are rounded).
+/// Memory of the process that is in RAM, in KiB.
 ///
 /// # Errors
 ///
 /// When there is no such process, or it does not let itself be looked at.
 pub fn resident(pid: Pid) -> Result<u64> {
+    sum_of(pid, "Rss")
+}
+
+/// The part of it that it shares with no file and no other process, in KiB.
+///
+/// # Errors
+///
+/// As [`resident`].
+pub fn anonymous(pid: Pid) -> Result<u64> {
+    sum_of(pid, "Anonymous")
+}
+
+/// A line of /proc/PID/smaps_rollup, which counts page by page. (The quicker counters are rounded.)
+fn sum_of(pid: Pid, kind: &str) -> Result<u64> {
     let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let rss = rollup.lines().find_map(|line| line.strip_prefix("Rss:")?.strip_suffix("kB"));
-    Ok(rss.context("smaps_rollup has no Rss")?.trim().parse()?)
+    let sum = rollup.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'));
+    let sum = sum.with_context(|| format!("smaps_rollup has no {kind}"))?;
+    Ok(sum.trim_end_matches("kB").trim().parse()?)
 }
