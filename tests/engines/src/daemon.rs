@@ -238,6 +238,7 @@ impl Daemon {
 
     /// Ends it and everything that descends from it, with force where it takes force.
     fn end(&mut self) -> Result<()> {
+        self.namespaces = None;
         let folder = self.folder.folder.path();
         let mut left = BTreeSet::new();
 

@@ -29,6 +29,8 @@ const POD: &str = "pod";
 pub struct Docker {
     daemon: Daemon,
     reference: String,
+    /// Whether the daemon gives containers other users than the host's.
+    remaps: bool,
 }
 
 impl Engine for Docker {
@@ -43,18 +45,19 @@ impl Engine for Docker {
         let path = configure(&folder, false)?;
         let arguments = ["--config-file", path.to_str().context("the path is not UTF-8")?];
         let daemon = Daemon::start("dockerd", folder, &arguments, answers);
-        Ok(Self { daemon: daemon.await?, reference: stage.reference.clone() })
+        Ok(Self { daemon: daemon.await?, reference: stage.reference.clone(), remaps: false })
     }
 
     async fn version(&self) -> Result<String> {
         self.docker(["version", "--format", "{{.Server.Version}}"]).await
     }
 
-    async fn teardown(self) -> Result<()> {
-        let containers = self.docker(["ps", "--all", "--quiet"]).await?;
-        if !containers.is_empty() {
-            self.docker(["rm", "--force", "--volumes"].into_iter().chain(containers.lines()))
-                .await?;
+    async fn teardown(mut self) -> Result<()> {
+        self.remove_all().await?;
+        // If that was interrupted.
+        if self.remaps {
+            self.remap(false).await?;
+            self.remove_all().await?;
         }
         self.daemon.stop().await
     }
@@ -132,6 +135,7 @@ impl Engine for Docker {
         // The users of containers have to get through to their files.
         fs::set_permissions(folder.join(""), Permissions::from_mode(0o711))?;
         configure(folder, on)?;
+        self.remaps = on;
         self.restart_daemon().await
     }
 
@@ -283,6 +287,16 @@ fn runs_pause(image: &Value) -> Result<()> {
 }
 
 impl Docker {
+    /// Removes all containers that the daemon knows.
+    async fn remove_all(&self) -> Result<()> {
+        let containers = self.docker(["ps", "--all", "--quiet"]).await?;
+        if containers.is_empty() {
+            return Ok(());
+        }
+        let remove = ["rm", "--force", "--volumes"].into_iter();
+        self.docker(remove.chain(containers.lines())).await.map(drop)
+    }
+
     /// The process of a container, as the host numbers it.
     async fn process(&self, id: &str) -> Result<i32> {
         let container = self.inspect(id).await?;
