@@ -27,7 +27,7 @@ const PACKAGES: [&str; 10] = [
 /// The command line of `cargo xtask engines`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Install the engines and what their tests need first, with apt
+    /// Install the engines and what their tests need first, with apt; packages may start services
     #[arg(long)]
     install: bool,
     /// Fail where one of these engines would be skipped

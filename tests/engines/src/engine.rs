@@ -79,7 +79,8 @@ pub trait Engine: Sized + 'static {
     /// the image.
     const ASKS_FIRST: bool = true;
 
-    /// The least memory that a container can be given, in bytes.
+    /// The least memory that a container can be given, in bytes. Docker accepts no less; where
+    /// nobody minds, runc needs some of it to start the container.
     const LEAST_MEMORY: u64 = 6 << 20;
 
     /// Brings up an instance of its own, apart from every other one on this machine.

@@ -55,8 +55,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut report = Report::new(args.require, args.filter)?;
     report.on::<Docker>(&stage).await;
     report.on::<Containerd>(&stage).await;
-    if let Some(document) = args.report {
-        report.write(&document)?;
-    }
-    Ok(report.close())
+    let written = args.report.map_or(Ok(()), |document| report.write(&document));
+    let code = report.close();
+    written.and(Ok(code))
 }

@@ -6,7 +6,7 @@
 use crate::engine::{Engine, Lacks, Skip};
 use crate::scenario::Scenario;
 use crate::stage::Stage;
-use anyhow::{Context, Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, ensure};
 use clap::ValueEnum;
 use comfy_table::{Table, presets};
 use std::fs;
@@ -187,9 +187,10 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// When that cannot be read or written, or has no such marks.
+    /// When that cannot be read or written, or has no such marks, or not everything was tried.
     pub fn write(&self, document: &Path) -> Result<()> {
         let shown = document.display();
+        ensure!(self.signals.seen.is_none(), "stopped before the end: {shown} stays as it was");
         let old = fs::read_to_string(document).with_context(|| format!("cannot read {shown}"))?;
         let marks = old
             .split_once(BEGIN)
@@ -213,8 +214,9 @@ impl Report {
                 Outcome::Lacking(reason) => ("left out", *reason),
             };
             // An engine that is not there is skipped for one reason throughout.
-            let news = told.replace((engine, reason)) != Some((engine, reason));
-            news.then(|| format!("{engine}::{scenario} {how}: {reason}"))
+            let again = told.replace((engine, reason)) == Some((engine, reason));
+            let failed = matches!(outcome, Outcome::Failed(_));
+            (failed || !again).then(|| format!("{engine}::{scenario} {how}: {reason}"))
         })
     }
 
