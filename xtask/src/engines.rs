@@ -11,10 +11,13 @@ use support::artifact::{self, Flavor, TARGETS};
 use support::engine::Engine;
 
 /// What the engines and their tests need, by its name in Debian and Ubuntu.
-const PACKAGES: [&str; 10] = [
+const PACKAGES: [&str; 13] = [
     "docker.io",
     "containerd",
     "runc",
+    "crun",
+    "skopeo",
+    "umoci",
     "containernetworking-plugins",
     "iptables",
     "iproute2",

@@ -136,6 +136,20 @@ impl Daemon {
         Ok(daemon)
     }
 
+    /// Starts one that only holds the namespaces, for engines that have no daemon.
+    ///
+    /// # Errors
+    ///
+    /// As [`Daemon::start`].
+    pub async fn idle(folder: Folder) -> Result<Self> {
+        const NEVER: &str = "never";
+        // Nobody ever opens the other end.
+        let wait = r#"mkfifo "$0" && read -r _ < "$0""#;
+        let path = folder.join(NEVER).display().to_string();
+        let ready = async |folder: &Folder| folder.join(NEVER).exists();
+        Self::start("sh", folder, &["-c", wait, &path], ready).await
+    }
+
     /// Stops it, and nothing that it runs, and starts it again, in the same namespaces.
     ///
     /// # Errors

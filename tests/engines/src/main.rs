@@ -1,5 +1,6 @@
 //! The image on real container engines: `cargo xtask engines` builds it and runs this.
 
+mod bundle;
 mod containerd;
 mod daemon;
 mod docker;
@@ -14,6 +15,7 @@ mod stage;
 mod toolchain;
 mod wait;
 
+use bundle::{Bundles, Crun, Runc};
 use clap::Parser;
 use containerd::Containerd;
 use docker::Docker;
@@ -55,6 +57,8 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut report = Report::new(args.require, args.filter)?;
     report.on::<Docker>(&stage).await;
     report.on::<Containerd>(&stage).await;
+    report.on::<Bundles<Runc>>(&stage).await;
+    report.on::<Bundles<Crun>>(&stage).await;
     let written = args.report.map_or(Ok(()), |document| report.write(&document));
     let code = report.close();
     written.and(Ok(code))

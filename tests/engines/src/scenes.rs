@@ -312,8 +312,13 @@ pub async fn foreign(engine: &impl Engine, stage: &Stage) -> Result<()> {
         Err(refusal) => format!("{refusal:#}"),
         Ok(()) => runs_foreign(engine).await?,
     };
-    // The last are containerd's words for an image that has nothing for this machine.
-    let told = ["exec format error", "no match for platform", "image might be filtered out"];
+    // The others are containerd's and skopeo's words for an image that has nothing for this machine.
+    let told = [
+        "exec format error",
+        "no match for platform",
+        "image might be filtered out",
+        "no image found in image index for architecture",
+    ];
     let refusal = refusal.to_lowercase();
     ensure!(told.iter().any(|words| refusal.contains(words)), "this does not tell why: {refusal}");
     Ok(())
