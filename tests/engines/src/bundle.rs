@@ -2,17 +2,19 @@
 
 use crate::daemon::{self, Daemon, Folder};
 use crate::engine::{Container, Engine, Log, Pod, Sandbox, Spec};
-use crate::host::same;
+use crate::host::{self, same};
 use crate::stage::Stage;
 use crate::wait::{end, success, until};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
+use procfs::process::Process;
 use serde_json::{Value, json};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::marker::PhantomData;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use support::engine::Engine as Name;
@@ -70,6 +72,9 @@ const CAPABILITIES: [&str; 11] = [
 
 /// The system calls that a hardened container may not make. There is no default to take.
 const FORBIDDEN: [&str; 6] = ["bpf", "keyctl", "mount", "ptrace", "setns", "unshare"];
+
+/// What the host calls root, and the 65,535 after it, in a user namespace of a pod's own.
+const REMAPPED: u32 = 100_000;
 
 /// The address of the host, where pods look for it.
 const HOST: &str = "10.88.0.1";
@@ -169,23 +174,28 @@ impl<R: Runtime> Engine for Bundles<R> {
     }
 
     async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod> {
-        let mut namespaces = json!([
-            { "type": "mount" }, { "type": "network" }, { "type": "ipc" }, { "type": "uts" },
-        ]);
+        let mut kinds = vec!["mount", "network", "ipc", "uts"];
         match sandbox {
-            Sandbox::Usual => {
-                namespaces.as_array_mut().context("a list")?.push(json!({"type": "pid"}))
-            }
+            Sandbox::Usual => kinds.push("pid"),
             Sandbox::HostPid => {}
-            Sandbox::Remapped => bail!("users are not remapped"),
+            Sandbox::Remapped => kinds.extend(["pid", "user"]),
         }
+        let namespaces: Vec<_> = kinds.iter().map(|kind| json!({ "type": kind })).collect();
         let spec = Spec::new(&self.reference, &[]);
-        let mut config = self.specify(name, &spec, namespaces).await?;
+        let mut config = self.specify(name, &spec, namespaces.into()).await?;
         config["hostname"] = name.into();
-        self.create(name, &self.reference, &config).await?;
+        let remapped = sandbox == Sandbox::Remapped;
+        self.create(name, &self.reference, config, remapped).await?;
         let pod = Pod { name: name.to_owned(), id: name.to_owned() };
         self.link(&pod).await?;
         Ok(pod)
+    }
+
+    async fn remap(&mut self, on: bool) -> Result<()> {
+        // The users of containers have to get through to their files.
+        let mode = if on { 0o711 } else { 0o700 };
+        let folder = self.daemon.folder().join("");
+        Ok(fs::set_permissions(folder, Permissions::from_mode(mode))?)
     }
 
     async fn pause(&self, pod: &Pod) -> Result<i32> {
@@ -237,14 +247,20 @@ impl<R: Runtime> Engine for Bundles<R> {
         let pause = self.process(&pod.id).await?;
         let join = |kind, name| json!({ "type": kind, "path": format!("/proc/{pause}/ns/{name}") });
         let pid = if spec.shares_pid { join("pid", "pid") } else { json!({ "type": "pid" }) };
-        let shared = [("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
-        let shared = shared.map(|(kind, name)| join(kind, name));
-        let namespaces: Vec<_> =
-            [json!({ "type": "mount" }), pid].into_iter().chain(shared).collect();
+        let mut namespaces = vec![json!({ "type": "mount" }), pid];
+        namespaces.extend(Self::SHARED.iter().map(|name| match *name {
+            "net" => join("network", "net"),
+            name => join(name, name),
+        }));
+        let users = |pid| host::namespaces(&Process::new(pid)?, &["user"]);
+        let remapped = users(pause)? != users(std::process::id() as i32)?;
+        if remapped {
+            namespaces.push(join("user", "user"));
+        }
 
         let id = format!("{}.{name}", pod.id);
         let config = self.specify(&id, &spec, namespaces.into()).await?;
-        self.create(&id, spec.image, &config).await?;
+        self.create(&id, spec.image, config, remapped).await?;
         Ok(Container { name: name.to_owned(), id })
     }
 
@@ -350,13 +366,23 @@ impl<R: Runtime> Bundles<R> {
         Ok(config)
     }
 
-    /// Makes a bundle, and runs it.
-    async fn create(&self, id: &str, image: &str, config: &Value) -> Result<()> {
+    /// Makes a bundle, and runs it. Its files belong to the host's root, or to `REMAPPED`.
+    async fn create(&self, id: &str, image: &str, mut config: Value, remapped: bool) -> Result<()> {
         let folder = self.bundle(id);
+        if remapped {
+            let range = json!([{ "containerID": 0, "hostID": REMAPPED, "size": 65536 }]);
+            config["linux"]["uidMappings"] = range.clone();
+            config["linux"]["gidMappings"] = range;
+        }
         fs::write(folder.join("config.json"), config.to_string())?;
         let mut copy = Command::new("cp");
         copy.arg("--archive").arg(self.image(image).join("rootfs")).arg(&folder);
         success(&mut copy).await?;
+        if remapped {
+            let mut chown = Command::new("chown");
+            chown.args(["--recursive", "--no-dereference", &format!("{REMAPPED}:{REMAPPED}")]);
+            success(chown.arg(folder.join("rootfs"))).await?;
+        }
         self.launch(id).await
     }
 
