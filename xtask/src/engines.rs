@@ -2,33 +2,43 @@
 
 use crate::image;
 use anyhow::{Context, Result, bail, ensure};
+use clap::Parser;
 use std::env;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
-use support::artifact::{self, Flavor};
+use support::artifact::{self, Flavor, TARGETS};
 use support::engine::Engine;
 
 /// What the engines and their tests need, by its name in Debian and Ubuntu.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 13] = [
     "docker.io",
     "containerd",
     "runc",
+    "crun",
+    "skopeo",
+    "umoci",
     "containernetworking-plugins",
     "iptables",
     "iproute2",
     "busybox-static",
+    "nginx-light",
+    "util-linux",
     "protobuf-compiler",
 ];
 
 /// The command line of `cargo xtask engines`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Install the engines and what their tests need first, with apt
+    /// Install the engines and what their tests need first, with apt; packages may start services
     #[arg(long)]
     install: bool,
     /// Fail where one of these engines would be skipped
     #[arg(long, value_name = "ENGINE,...", value_delimiter = ',')]
     require: Vec<Engine>,
+    /// Write the matrix into README.md
+    #[arg(long, conflicts_with = "filter")]
+    report: bool,
     /// Run only what has this in its name, such as docker::stop
     #[arg(default_value = "")]
     filter: String,
@@ -43,6 +53,9 @@ pub fn run(args: &Args) -> Result<()> {
     if args.install {
         install()?;
     }
+    let foreign = if cfg!(target_arch = "aarch64") { "linux/amd64" } else { "linux/arm64" };
+    let foreign = variant("foreign", foreign)?;
+    let all = variant("all", "all")?;
     let (image, archive) = image::make(&image::Args::default())?;
     let binary = artifact::build(Flavor::Freestanding)?;
 
@@ -60,12 +73,42 @@ pub fn run(args: &Args) -> Result<()> {
     cargo.arg("--image").arg(archive);
     cargo.args(["--reference", &image.reference.whole()]);
     cargo.arg("--binary").arg(binary);
+    for (option, archive) in [("--foreign", foreign), ("--all", all)] {
+        cargo.args(archive.iter().flat_map(|archive| [option.as_ref(), archive.as_os_str()]));
+    }
+    if args.report {
+        cargo.arg("--report").arg(artifact::project().join("README.md"));
+    }
     for engine in &args.require {
         cargo.args(["--require", &engine.to_string()]);
     }
     cargo.arg(&args.filter);
     // Not as a child: what stops this has to reach the one that can clean up.
     Err(cargo.exec()).context("cannot run cargo")
+}
+
+/// Makes the image `name` for other platforms than this machine's, and returns where it is. None if
+/// there is no `core` to build it with.
+fn variant(name: &str, platforms: &str) -> Result<Option<PathBuf>> {
+    #[derive(Parser)]
+    struct Variant {
+        #[command(flatten)]
+        args: image::Args,
+    }
+    let output = artifact::project().join(format!("target/image/{name}.tar"));
+    let words = [
+        "",
+        &format!("--platform={platforms}"),
+        &format!("--tag=localhost/pause:{name}"),
+        &format!("--output={}", output.display()),
+    ];
+    let is_meant = |name: &str| platforms == "all" || name.starts_with(platforms);
+    let mut targets = TARGETS.iter().filter(|target| target.platform.is_some_and(is_meant));
+    if !targets.all(|target| target.is_native() || artifact::find_core(target.triple).is_ok()) {
+        return Ok(None);
+    }
+    image::make(&Variant::parse_from(words).args)?;
+    Ok(Some(output))
 }
 
 /// Installs what the engines need.

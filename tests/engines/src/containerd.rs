@@ -1,42 +1,35 @@
 //! containerd: its CRI plugin, driven over its socket as a kubelet does, with the configuration in
 //! `deploy/` that people copy.
 
-use crate::busybox;
 use crate::daemon::{self, Daemon, Folder};
-use crate::host::{self, same};
-use crate::pod;
-use crate::scenario::{Engine, Scenario, Scene, Skip};
+use crate::engine::{Container, Engine, Lacks, Log, Pod, Sandbox, Skip, Spec};
+use crate::host::same;
 use crate::stage::Stage;
 use crate::wait::{success, until};
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
-    CreateContainerRequest, DnsConfig, ExecSyncRequest, ImageSpec, ImageStatusRequest,
-    LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, ListPodSandboxRequest, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest,
-    PodSandboxStatusResponse, RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile,
-    StartContainerRequest, StatusRequest, StopPodSandboxRequest,
+    Capability, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
+    ContainerStatusResponse, CreateContainerRequest, DnsConfig, ExecSyncRequest, ImageSpec,
+    ImageStatusRequest, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest, PodSandboxStatusResponse,
+    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile,
+    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
 };
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use procfs::process::Process;
 use serde_json::{Value, json};
-use std::collections::HashMap;
-use std::fs;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use support::artifact::project;
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, Command};
 use toml_edit::DocumentMut;
 use tonic::transport::{Channel, Endpoint};
-
-/// The namespaces that the containers of a pod share with its sandbox, where
-/// `shareProcessNamespace` is on.
-const SHARED: [&str; 4] = ["net", "ipc", "uts", "pid"];
 
 /// Where CNI's plugins are, by its convention and where Debian and Fedora put them.
 const CNI: [&str; 3] = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
@@ -47,28 +40,25 @@ const CRI: &str = "io.containerd.grpc.v1.cri";
 /// The part of it that runs pods, in containerd 2.
 const CRI_PODS: &str = "io.containerd.cri.v1.runtime";
 
-/// containerd and what it is tried with.
+const NOT_REMAPPED: Lacks =
+    Lacks("containerd 1 has no user namespaces for pods, and 2 is not tried");
+
+/// containerd, its two services, and its events in a file.
 pub struct Containerd {
     daemon: Daemon,
     runtime: RuntimeServiceClient<Channel>,
     images: ImageServiceClient<Channel>,
-    image: PathBuf,
+    events: Child,
     reference: String,
-    binary: Vec<u8>,
 }
 
 impl Engine for Containerd {
     const NAME: support::engine::Engine = support::engine::Engine::Containerd;
 
-    const SCENES: &[(Scenario, Scene<Self>)] = &[
-        (Scenario::Load, |containerd| Box::pin(containerd.load())),
-        (Scenario::Stop, |containerd| Box::pin(containerd.stop())),
-        (Scenario::Pod, |containerd| Box::pin(containerd.pod())),
-        (Scenario::Replace, |containerd| Box::pin(containerd.replace())),
-    ];
+    const ASKS_FIRST: bool = false;
 
     async fn start(stage: &Stage) -> Result<Self> {
-        daemon::require(&["containerd", "containerd-shim-runc-v2", "ctr", "runc", "busybox"])?;
+        daemon::require(&["containerd", "containerd-shim-runc-v2", "ctr", "runc"])?;
         let folder = Folder::new(Self::NAME)?;
         let config = folder.join("config.toml");
         fs::write(&config, configuration(&folder).await?)?;
@@ -77,31 +67,238 @@ impl Engine for Containerd {
         let runtime = RuntimeServiceClient::new(channel.clone());
 
         let arguments = ["--config", config.to_str().context("the path is not UTF-8")?];
-        let daemon = Daemon::start("containerd", folder, &arguments, async |_| {
-            let status = runtime.clone().status(StatusRequest::default()).await;
-            let conditions = status.ok().and_then(|status| status.into_inner().status);
-            conditions.is_some_and(|status| status.conditions.iter().all(|one| one.status))
-        });
-        let containerd = Self {
-            daemon: daemon.await?,
+        let answers = async |_: &Folder| answers(&runtime).await;
+        let daemon = Daemon::start("containerd", folder, &arguments, answers);
+        let daemon = daemon.await?;
+        Ok(Self {
+            events: listen(daemon.folder()).await?,
+            daemon,
             runtime,
             images: ImageServiceClient::new(channel),
-            image: stage.image.clone(),
             reference: stage.reference.clone(),
-            binary: stage.binary.clone(),
-        };
-        let busybox = containerd.daemon.folder().join("busybox.tar");
-        busybox::write(&busybox)?;
-        containerd.import(&busybox).await?;
-        Ok(containerd)
+        })
     }
 
-    async fn teardown(self) -> Result<()> {
+    async fn version(&self) -> Result<String> {
+        version().await
+    }
+
+    async fn teardown(mut self) -> Result<()> {
         let list = ListPodSandboxRequest::default();
         for sandbox in self.runtime.clone().list_pod_sandbox(list).await?.into_inner().items {
-            self.remove(&sandbox.id).await?;
+            self.remove_sandbox(&sandbox.id).await?;
         }
+        self.events.kill().await?;
         self.daemon.stop().await
+    }
+
+    async fn restart_daemon(&mut self) -> Result<()> {
+        self.events.kill().await?;
+        self.daemon.restart(async |_| answers(&self.runtime).await).await?;
+        self.events = listen(self.daemon.folder()).await?;
+        Ok(())
+    }
+
+    async fn surroundings(&self) -> Result<HashSet<String>> {
+        let mut found = self.daemon.surroundings()?;
+        for kind in ["tasks", "containers"] {
+            let list = self.ctr([kind, "list", "--quiet"]).await?;
+            found.extend(list.lines().map(|id| format!("one of {kind} {id}")));
+        }
+        Ok(found)
+    }
+
+    async fn load(&self, archive: &Path) -> Result<()> {
+        // To where CRI looks for images.
+        success(client(self.daemon.folder()).args(["images", "import"]).arg(archive))
+            .await
+            .map(drop)
+    }
+
+    async fn shows(&self, stage: &Stage) -> Result<()> {
+        let spec = ImageSpec { image: stage.reference.clone(), ..Default::default() };
+        let request = ImageStatusRequest { image: Some(spec), verbose: true };
+        let response = self.images.clone().image_status(request).await?.into_inner();
+        let image = response.image.with_context(|| format!("no image {}", stage.reference))?;
+        same("the names", image.repo_tags, vec![stage.reference.clone()])?;
+        same("the size", image.size, blobs(&stage.image)?)?;
+        same("the user", image.uid.map(|uid| uid.value), Some(65535))?;
+        let config = &details(&response.info)?["imageSpec"];
+        same("the entrypoint", &config["config"]["Entrypoint"], &json!(["/pause"]))
+    }
+
+    async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod> {
+        let pid = match sandbox {
+            Sandbox::Usual => NamespaceMode::Pod,
+            Sandbox::HostPid => NamespaceMode::Node,
+            Sandbox::Remapped => return Err(NOT_REMAPPED.into()),
+        };
+        // It is the configuration that names the image.
+        let config = Some(self.sandbox_config(name, pid));
+        let request = RunPodSandboxRequest { config, ..Default::default() };
+        let id = self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
+        Ok(Pod { name: name.to_owned(), id })
+    }
+
+    async fn remap(&mut self, _: bool) -> Result<()> {
+        Err(NOT_REMAPPED.into())
+    }
+
+    async fn pause(&self, pod: &Pod) -> Result<i32> {
+        let details = details(&self.status(pod).await?.info)?;
+        same("the sandbox's image", &details["image"], &json!(self.reference))?;
+        pid(&details)
+    }
+
+    async fn is_up(&self, pod: &Pod) -> Result<bool> {
+        let status = self.status(pod).await?.status.context("no status")?;
+        Ok(status.state() == PodSandboxState::SandboxReady)
+    }
+
+    async fn pod_log(&self, _: &Pod) -> Result<Option<Log>> {
+        Ok(None)
+    }
+
+    async fn address(&self, pod: &Pod) -> Result<String> {
+        let network = self.status(pod).await?.status.and_then(|status| status.network);
+        let address = network.map(|network| network.ip).filter(|address| !address.is_empty());
+        address.context("the pod has no address")
+    }
+
+    fn on_host(&self, program: &str) -> Result<Command> {
+        self.daemon.within(program)
+    }
+
+    async fn stop_pod(&self, pod: &Pod) -> Result<()> {
+        self.stop_sandbox(&pod.id).await
+    }
+
+    async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
+        self.ctr(["tasks", "kill", "--signal", signal.as_str(), &pod.id]).await.map(drop)
+    }
+
+    async fn pod_exit_code(&self, pod: &Pod) -> Result<i64> {
+        // CRI does not tell it.
+        until("its end is told", async || {
+            let events = fs::read_to_string(events(self.daemon.folder()))?;
+            // Time, namespace, topic, then the event, in which a zero is left out.
+            for (_, event) in events.lines().filter_map(|line| line.split_once(" /tasks/exit ")) {
+                let event: Value = serde_json::from_str(event)?;
+                // An exec in it ends as well.
+                if event["container_id"] == pod.id && event["id"] == pod.id {
+                    return Ok(Some(event["exit_status"].as_i64().unwrap_or(0)));
+                }
+            }
+            Ok(None)
+        })
+        .await
+    }
+
+    async fn restart_pod(&self, pod: Pod) -> Result<Pod> {
+        // As a kubelet does it: another sandbox takes its place.
+        let name = pod.name.clone();
+        self.remove_pod(pod).await?;
+        self.start_pod(&name, Sandbox::Usual).await
+    }
+
+    async fn remove_pod(&self, pod: Pod) -> Result<()> {
+        self.remove_sandbox(&pod.id).await
+    }
+
+    async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<Container> {
+        let pid = if spec.shares_pid { NamespaceMode::Pod } else { NamespaceMode::Container };
+        let image = ImageSpec { image: spec.image.to_owned(), ..Default::default() };
+        let mut security_context = LinuxContainerSecurityContext {
+            namespace_options: namespaces(pid),
+            seccomp: Some(SecurityProfile::default()),
+            ..Default::default()
+        };
+        let mut resources = LinuxContainerResources::default();
+        if spec.hardened {
+            security_context.readonly_rootfs = true;
+            security_context.no_new_privs = true;
+            let all = vec!["ALL".to_owned()];
+            security_context.capabilities =
+                Some(Capability { drop_capabilities: all, ..Default::default() });
+            resources.memory_limit_in_bytes = Self::LEAST_MEMORY as i64;
+        }
+        let mount = |(folder, place): (&Path, &str)| Mount {
+            host_path: folder.display().to_string(),
+            container_path: place.to_owned(),
+            ..Default::default()
+        };
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            image: Some(image),
+            args: spec.arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            mounts: spec.volume.map(mount).into_iter().collect(),
+            log_path: format!("{}-{name}", pod.name),
+            linux: Some(LinuxContainerConfig {
+                resources: Some(resources),
+                security_context: Some(security_context),
+            }),
+            ..Default::default()
+        };
+        let create = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(self.sandbox_config(&pod.name, NamespaceMode::Pod)),
+        };
+        let mut runtime = self.runtime.clone();
+        let container_id = runtime.create_container(create).await?.into_inner().container_id;
+        let start = StartContainerRequest { container_id: container_id.clone() };
+        runtime.start_container(start).await?;
+        Ok(Container { name: name.to_owned(), id: container_id })
+    }
+
+    async fn pid(&self, container: &Container) -> Result<i32> {
+        pid(&details(&self.container(container).await?.info)?)
+    }
+
+    async fn exec(&self, container: &Container, command: &[&str]) -> Result<String> {
+        let request = ExecSyncRequest {
+            container_id: container.id.clone(),
+            cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+            timeout: 60,
+        };
+        let response = self.runtime.clone().exec_sync(request).await?.into_inner();
+        let said = String::from_utf8_lossy(&response.stderr);
+        ensure!(response.exit_code == 0, "{command:?}: exit code {}\n{said}", response.exit_code);
+        Ok(String::from_utf8(response.stdout)?.trim_end().to_owned())
+    }
+
+    async fn log(&self, container: &Container) -> Result<Log> {
+        let status = self.container(container).await?.status.context("no status")?;
+        let mut log = Log::default();
+        for line in fs::read_to_string(status.log_path)?.lines() {
+            // Time, stream, whether the line is whole; then what was written.
+            let mut words = line.splitn(4, ' ').skip(1);
+            let stream = words.next().context("a line of the log names no stream")?;
+            let text = words.nth(1).unwrap_or_default().to_owned();
+            if stream == "stdout" { &mut log.stdout } else { &mut log.stderr }.push(text);
+        }
+        Ok(log)
+    }
+
+    async fn stop(&self, container: &Container) -> Result<()> {
+        let stop = StopContainerRequest { container_id: container.id.clone(), timeout: 10 };
+        self.runtime.clone().stop_container(stop).await?;
+        Ok(())
+    }
+
+    async fn exit_code(&self, container: &Container) -> Result<i64> {
+        until("the container has ended", async || {
+            let status = self.container(container).await?.status.context("no status")?;
+            let ended = status.state() == ContainerState::ContainerExited;
+            Ok(ended.then_some(status.exit_code.into()))
+        })
+        .await
+    }
+
+    async fn remove(&self, container: Container) -> Result<()> {
+        let request = RemoveContainerRequest { container_id: container.id };
+        self.runtime.clone().remove_container(request).await?;
+        Ok(())
     }
 }
 
@@ -110,12 +307,55 @@ fn socket(folder: &Folder) -> PathBuf {
     folder.join("socket")
 }
 
+/// Whether the daemon does, and is ready for pods.
+async fn answers(runtime: &RuntimeServiceClient<Channel>) -> bool {
+    let status = runtime.clone().status(StatusRequest::default()).await;
+    let conditions = status.ok().and_then(|status| status.into_inner().status);
+    conditions.is_some_and(|status| status.conditions.iter().all(|one| one.status))
+}
+
+/// Where the daemon's events are written, a line each.
+fn events(folder: &Folder) -> PathBuf {
+    folder.join("events")
+}
+
+/// containerd's own client.
+fn client(folder: &Folder) -> Command {
+    let mut client = Command::new("ctr");
+    client.arg("--address").arg(socket(folder)).args(["--namespace", "k8s.io"]);
+    client
+}
+
+/// Has the daemon's events written from now on.
+async fn listen(folder: &Folder) -> Result<Child> {
+    let path = events(folder);
+    let file = File::options().create(true).append(true).open(&path)?;
+    let before = file.metadata()?.len();
+    let mut listener = client(folder);
+    listener.arg("events").kill_on_drop(true).stdin(Stdio::null()).stdout(file);
+    let listener = listener.spawn()?;
+    // What happens before the subscription is not told: let something happen until it is.
+    until("events come", async || {
+        let mut happening = client(folder);
+        success(happening.args(["namespaces", "label", "k8s.io", "pause.engines=listens"])).await?;
+        Ok((fs::metadata(&path)?.len() > before).then_some(()))
+    })
+    .await?;
+    Ok(listener)
+}
+
+/// The version of the containerd that is installed.
+async fn version() -> Result<String> {
+    let told = success(Command::new("containerd").arg("--version")).await?;
+    let number = told.split_whitespace().nth(2).map(|number| number.trim_start_matches('v'));
+    Ok(number.with_context(|| format!("no version in {told:?}"))?.to_owned())
+}
+
 /// The file in `deploy/` for the containerd that is installed, changed for `folder`.
 async fn configuration(folder: &Folder) -> Result<String> {
-    let version = success(Command::new("containerd").arg("--version")).await?;
-    let number = version.split_whitespace().nth(2).map(|number| number.trim_start_matches('v'));
-    let major = number.and_then(|number| number.split('.').next()?.parse().ok());
-    let mut config = deployed(major.with_context(|| format!("no version in {version:?}"))?)?;
+    let version = version().await?;
+    let major = version.split('.').next().and_then(|major| major.parse().ok());
+    let mut config = deployed(major.with_context(|| format!("{version:?} is no version"))?)?;
 
     let complete = |folder: &&&str| {
         ["ptp", "host-local", "loopback"]
@@ -177,117 +417,22 @@ fn namespaces(pid: NamespaceMode) -> Option<NamespaceOption> {
     Some(NamespaceOption { network: pod, ipc: pod, pid: pid.into(), ..Default::default() })
 }
 
+/// The bytes of everything in an archive that a registry would hold.
+fn blobs(archive: &Path) -> Result<u64> {
+    let mut archive = tar::Archive::new(File::open(archive)?);
+    let mut sum = 0;
+    for entry in archive.entries()? {
+        let entry = entry?;
+        if entry.path()?.starts_with("blobs") {
+            sum += entry.size();
+        }
+    }
+    Ok(sum)
+}
+
 impl Containerd {
-    async fn load(&self) -> Result<()> {
-        self.import(&self.image).await?;
-
-        let spec = ImageSpec { image: self.reference.clone(), ..Default::default() };
-        let request = ImageStatusRequest { image: Some(spec), verbose: true };
-        let response = self.images.clone().image_status(request).await?.into_inner();
-        let image = response.image.with_context(|| format!("no image {}", self.reference))?;
-        same("the names", image.repo_tags, vec![self.reference.clone()])?;
-        same("the size", image.size, self.blobs()?)?;
-        same("the user", image.uid.map(|uid| uid.value), Some(65535))?;
-        let config = &details(&response.info)?["imageSpec"];
-        same("the entrypoint", &config["config"]["Entrypoint"], &json!(["/pause"]))
-    }
-
-    async fn stop(&self) -> Result<()> {
-        let before = self.daemon.surroundings()?;
-        let mut events = Events::open(self).await?;
-
-        // containerd's own way. It sends SIGKILL, whatever the image, so 137 is no fault of ours.
-        let sandbox = self.run_pod("killed").await?;
-        self.runtime
-            .clone()
-            .stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: sandbox.clone() })
-            .await?;
-        let killed = events.exit_code(&sandbox).await?;
-        ensure!([0, 137].contains(&killed), "the exit code is {killed}");
-        self.is_not_ready(&sandbox).await?;
-        self.remove(&sandbox).await?;
-
-        // The others' way.
-        for (signal, code) in [(Signal::SIGTERM, 0), (Signal::SIGKILL, 137)] {
-            let sandbox = self.run_pod("signalled").await?;
-            self.ctr(["tasks", "kill", "--signal", signal.as_str(), &sandbox]).await?;
-            let seen = events.exit_code(&sandbox).await?;
-            same(&format!("the exit code after {signal}"), seen, code)?;
-            self.is_not_ready(&sandbox).await?;
-            self.remove(&sandbox).await?;
-        }
-
-        drop(events);
-        same(
-            "the tasks that are left",
-            self.ctr(["tasks", "list", "--quiet"]).await?,
-            String::new(),
-        )?;
-        same(
-            "the containers that are left",
-            self.ctr(["containers", "list", "--quiet"]).await?,
-            String::new(),
-        )?;
-        self.daemon.nothing_but(&before).await
-    }
-
-    async fn pod(&self) -> Result<()> {
-        let sandbox = self.run_pod("pod").await?;
-        let pause = self.asleep(&sandbox).await?;
-        let beside = self.run(&sandbox, "pod", 0, NamespaceMode::Pod).await?;
-
-        let shared = host::namespaces(&pause, &SHARED)?;
-        same("the namespaces", self.container_namespaces(&beside).await?, shared.clone())?;
-        let own = host::namespaces(&Process::myself()?, &SHARED)?;
-        ensure!(shared.iter().all(|namespace| !own.contains(namespace)), "they are the host's");
-
-        pod::init(async |script| self.shell(&beside, script).await).await?;
-        pod::reaps(&pause, async |script| self.shell(&beside, script).await).await?;
-
-        let careless = self.run(&sandbox, "pod", 0, NamespaceMode::Container).await?;
-        pod::does_not_reap(async |script| self.shell(&careless, script).await).await?;
-        self.remove(&sandbox).await
-    }
-
-    async fn replace(&self) -> Result<()> {
-        let sandbox = self.run_pod("replace").await?;
-        let pause = self.asleep(&sandbox).await?;
-        let shared = host::namespaces(&pause, &SHARED)?;
-        let address = self.address(&sandbox).await?;
-
-        let first = self.run(&sandbox, "replace", 0, NamespaceMode::Pod).await?;
-        kill(Pid::from_raw(self.pid(&first).await?), Signal::SIGKILL)?;
-        until("the container is gone", async || {
-            let (state, _) = self.container(&first).await?;
-            Ok((state == ContainerState::ContainerExited).then_some(()))
-        })
-        .await?;
-
-        let second = self.run(&sandbox, "replace", 1, NamespaceMode::Pod).await?;
-        same("the namespaces", self.container_namespaces(&second).await?, shared)?;
-        same("the pod's address", self.address(&sandbox).await?, address.clone())?;
-        let seen = self.shell(&second, "ip -4 -o address show dev eth0").await?;
-        ensure!(seen.contains(&format!(" {address}/")), "the container does not have it: {seen}");
-        let again = self.asleep(&sandbox).await?;
-        same("the sandbox's process", again.stat()?.starttime, pause.stat()?.starttime)?;
-        self.remove(&sandbox).await
-    }
-
-    /// The bytes of everything in the archive that a registry would hold.
-    fn blobs(&self) -> Result<u64> {
-        let mut archive = tar::Archive::new(fs::File::open(&self.image)?);
-        let mut sum = 0;
-        for entry in archive.entries()? {
-            let entry = entry?;
-            if entry.path()?.starts_with("blobs") {
-                sum += entry.size();
-            }
-        }
-        Ok(sum)
-    }
-
     /// The pod `name`, as a kubelet describes it.
-    fn sandbox_config(&self, name: &str) -> PodSandboxConfig {
+    fn sandbox_config(&self, name: &str, pid: NamespaceMode) -> PodSandboxConfig {
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.to_owned(),
@@ -304,7 +449,7 @@ impl Containerd {
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: self.daemon.folder().cgroup.clone(),
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: namespaces(NamespaceMode::Pod),
+                    namespace_options: namespaces(pid),
                     // The runtime's default.
                     seccomp: Some(SecurityProfile::default()),
                     ..Default::default()
@@ -315,134 +460,36 @@ impl Containerd {
         }
     }
 
-    /// Starts the sandbox of the pod `name`, whatever image the configuration names for it, and
-    /// returns its ID.
-    async fn run_pod(&self, name: &str) -> Result<String> {
-        let request =
-            RunPodSandboxRequest { config: Some(self.sandbox_config(name)), ..Default::default() };
-        Ok(self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
-    }
-
-    /// Stops and removes a pod.
-    async fn remove(&self, sandbox: &str) -> Result<()> {
-        let pod_sandbox_id = sandbox.to_owned();
-        let stop = StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() };
-        self.runtime.clone().stop_pod_sandbox(stop).await?;
-        self.runtime.clone().remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }).await?;
+    /// Stops a sandbox, and the containers in it.
+    async fn stop_sandbox(&self, id: &str) -> Result<()> {
+        let request = StopPodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.clone().stop_pod_sandbox(request).await?;
         Ok(())
     }
 
-    /// Starts a container of busybox in the pod `pod`, and returns its ID. `pid` says whose PID 1 it
-    /// sees, the pod's or itself.
-    async fn run(
-        &self,
-        sandbox: &str,
-        pod: &str,
-        attempt: u32,
-        pid: NamespaceMode,
-    ) -> Result<String> {
-        let image = ImageSpec { image: busybox::REFERENCE.to_owned(), ..Default::default() };
-        let security_context = LinuxContainerSecurityContext {
-            namespace_options: namespaces(pid),
-            seccomp: Some(SecurityProfile::default()),
-            ..Default::default()
-        };
-        let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: format!("{pid:?}"), attempt }),
-            image: Some(image),
-            command: ["sleep", "infinity"].map(str::to_owned).into(),
-            linux: Some(LinuxContainerConfig {
-                security_context: Some(security_context),
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        let create = CreateContainerRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-            config: Some(config),
-            sandbox_config: Some(self.sandbox_config(pod)),
-        };
-        let mut runtime = self.runtime.clone();
-        let container_id = runtime.create_container(create).await?.into_inner().container_id;
-        runtime
-            .start_container(StartContainerRequest { container_id: container_id.clone() })
-            .await?;
-        Ok(container_id)
-    }
-
-    /// Runs a script in a container.
-    async fn shell(&self, container: &str, script: &str) -> Result<String> {
-        let request = ExecSyncRequest {
-            container_id: container.to_owned(),
-            cmd: ["sh", "-c", script].map(str::to_owned).into(),
-            timeout: 60,
-        };
-        let response = self.runtime.clone().exec_sync(request).await?.into_inner();
-        let said = String::from_utf8_lossy(&response.stderr);
-        ensure!(response.exit_code == 0, "{script:?}: exit code {}\n{said}", response.exit_code);
-        Ok(String::from_utf8(response.stdout)?.trim_end().to_owned())
+    /// Stops and removes a sandbox, and the containers in it.
+    async fn remove_sandbox(&self, id: &str) -> Result<()> {
+        self.stop_sandbox(id).await?;
+        let request = RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() };
+        self.runtime.clone().remove_pod_sandbox(request).await?;
+        Ok(())
     }
 
     /// What containerd tells of a pod.
-    async fn status(&self, sandbox: &str) -> Result<PodSandboxStatusResponse> {
-        let request = PodSandboxStatusRequest { pod_sandbox_id: sandbox.to_owned(), verbose: true };
+    async fn status(&self, pod: &Pod) -> Result<PodSandboxStatusResponse> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: true };
         Ok(self.runtime.clone().pod_sandbox_status(request).await?.into_inner())
     }
 
-    /// Waits until the sandbox's process sleeps; it has to be ours.
-    async fn asleep(&self, sandbox: &str) -> Result<Process> {
-        let details = details(&self.status(sandbox).await?.info)?;
-        same("the sandbox's image", &details["image"], &json!(self.reference))?;
-        host::asleep(pid(&details)?, &self.binary).await
-    }
-
-    /// Waits until containerd takes note that the sandbox's process has ended.
-    async fn is_not_ready(&self, sandbox: &str) -> Result<()> {
-        until("the pod is not ready any more", async || {
-            let state = self.status(sandbox).await?.status.context("no status")?.state();
-            Ok((state == PodSandboxState::SandboxNotready).then_some(()))
-        })
-        .await
-    }
-
-    /// The address of a pod.
-    async fn address(&self, sandbox: &str) -> Result<String> {
-        let network = self.status(sandbox).await?.status.and_then(|status| status.network);
-        let address = network.map(|network| network.ip).filter(|address| !address.is_empty());
-        address.context("the pod has no address")
-    }
-
-    /// State and details of a container.
-    async fn container(&self, id: &str) -> Result<(ContainerState, Value)> {
-        let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
-        let response = self.runtime.clone().container_status(request).await?.into_inner();
-        Ok((response.status.context("no status")?.state(), details(&response.info)?))
-    }
-
-    /// The process of a container, as the host numbers it.
-    async fn pid(&self, container: &str) -> Result<i32> {
-        pid(&self.container(container).await?.1)
-    }
-
-    /// The namespaces that a container is in.
-    async fn container_namespaces(&self, container: &str) -> Result<Vec<u64>> {
-        host::namespaces(&Process::new(self.pid(container).await?)?, &SHARED)
-    }
-
-    /// Imports an archive to where CRI looks for images.
-    async fn import(&self, archive: &Path) -> Result<String> {
-        success(self.client().args(["images", "import"]).arg(archive)).await
+    /// What containerd tells of a container.
+    async fn container(&self, container: &Container) -> Result<ContainerStatusResponse> {
+        let request = ContainerStatusRequest { container_id: container.id.clone(), verbose: true };
+        Ok(self.runtime.clone().container_status(request).await?.into_inner())
     }
 
     /// Runs containerd's own client.
     async fn ctr<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
-        success(self.client().args(arguments)).await
-    }
-
-    fn client(&self) -> Command {
-        let mut client = Command::new("ctr");
-        client.arg("--address").arg(socket(self.daemon.folder())).args(["--namespace", "k8s.io"]);
-        client
+        success(client(self.daemon.folder()).args(arguments)).await
     }
 }
 
@@ -455,60 +502,4 @@ fn details(info: &HashMap<String, String>) -> Result<Value> {
 fn pid(details: &Value) -> Result<i32> {
     let pid = details["pid"].as_i64().filter(|pid| *pid > 0);
     Ok(pid.context("it does not run")? as i32)
-}
-
-/// containerd's events, from a moment on.
-struct Events {
-    lines: Lines<BufReader<ChildStdout>>,
-    _client: Child,
-}
-
-impl Events {
-    /// Subscribes, and returns when events do come.
-    async fn open(containerd: &Containerd) -> Result<Self> {
-        let mut client = containerd.client();
-        client.arg("events").kill_on_drop(true).stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut client = client.spawn()?;
-        let lines = BufReader::new(client.stdout.take().context("stdout is piped")?).lines();
-        let mut events = Self { lines, _client: client };
-        // Whatever happens before the subscription is not told: make things happen until one is.
-        let heard = until("events come", async || {
-            let label = ["images", "label", busybox::REFERENCE, "pause.engines=listens"];
-            containerd.ctr(label).await?;
-            let moment = std::time::Duration::from_millis(100);
-            Ok(tokio::time::timeout(moment, events.lines.next_line()).await.ok())
-        });
-        heard.await??;
-        Ok(events)
-    }
-
-    /// Waits until the process of a container ends, and returns what it ended with.
-    async fn exit_code(&mut self, container: &str) -> Result<u64> {
-        let id = container.to_owned();
-        until("its end is told", async || {
-            let line = self.lines.next_line().await?.context("the events end")?;
-            // Time, namespace, topic, then the event, in which a zero is left out.
-            let Some((_, event)) = line.split_once(" /tasks/exit ") else { return Ok(None) };
-            let event: Value = serde_json::from_str(event)?;
-            let code = event["exit_status"].as_u64().unwrap_or(0);
-            Ok((event["id"] == *id).then_some(code))
-        })
-        .await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{CRI, deployed};
-
-    /// Only one of the files is run on a machine.
-    #[test]
-    fn deployed_files_name_this_version() {
-        let image = concat!("localhost/pause:", env!("CARGO_PKG_VERSION"));
-        let one = deployed(1).unwrap();
-        assert_eq!(one["plugins"][CRI]["sandbox_image"].as_str(), Some(image));
-        let two = deployed(2).unwrap();
-        let pinned = &two["plugins"]["io.containerd.cri.v1.images"]["pinned_images"];
-        assert_eq!(pinned["sandbox"].as_str(), Some(image));
-    }
 }

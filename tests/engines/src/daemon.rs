@@ -1,8 +1,9 @@
 //! A daemon of our own: apart from every other one on the machine, and gone without a trace when it
 //! is no longer needed.
 
+use crate::engine::Skip;
 use crate::host;
-use crate::scenario::Skip;
+use crate::images;
 use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
@@ -14,6 +15,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -43,9 +45,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A daemon that was started here. Dropping it ends everything that descends from it.
 pub struct Daemon {
     name: &'static str,
+    arguments: Vec<String>,
     process: Child,
+    /// Its mount and its network namespace. None until it has come up.
+    namespaces: Option<[File; 2]>,
     /// What there was around it when it had come up.
-    pristine: Surroundings,
+    pristine: HashSet<String>,
     // Removed when the rest is gone.
     folder: Folder,
 }
@@ -57,19 +62,16 @@ pub struct Folder {
     pub cgroup: String,
 }
 
-/// Everything around a daemon that goes with a container: processes, mounts, network interfaces,
-/// control groups.
-#[derive(Default)]
-pub struct Surroundings(HashSet<String>);
-
-/// Makes sure that this machine can run `programs` the way they have to be run.
+/// Makes sure that this machine can run `programs` the way they have to be run, with containers of
+/// the helper images.
 ///
 /// # Errors
 ///
 /// [`Skip`] with what is missing.
 pub fn require(programs: &[&str]) -> Result<()> {
     ensure!(geteuid().is_root(), Skip("only root can start it".to_owned()));
-    let all = ["unshare", "mount", "ip"].iter().chain(programs);
+    let own = ["unshare", "nsenter", "mount", "ip"];
+    let all = own.iter().chain(&images::PROGRAMS).chain(programs);
     let missing: Vec<_> = all.copied().filter(|program| which::which(program).is_err()).collect();
     let reason = format!("not installed: {} (cargo xtask engines --install)", missing.join(", "));
     ensure!(missing.is_empty(), Skip(reason));
@@ -110,7 +112,7 @@ impl Folder {
 }
 
 impl Daemon {
-    /// Starts `program` and waits until `ready` finds it so.
+    /// Starts the program `name` and waits until `ready` finds it so.
     ///
     /// # Errors
     ///
@@ -119,31 +121,79 @@ impl Daemon {
         name: &'static str,
         folder: Folder,
         arguments: &[&str],
-        mut ready: impl AsyncFnMut(&Folder) -> bool,
+        ready: impl AsyncFnMut(&Folder) -> bool,
     ) -> Result<Self> {
-        let log = File::create(folder.log())?;
-        let process = Command::new("unshare")
-            .args(["--mount", "--net", "--", "sh", "-c", SECLUDED, name])
-            .args(arguments)
-            .env("TMPDIR", folder.folder.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            // Ctrl-C is for us: we stop it, in an orderly way.
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot start {name}"))?;
-        let mut daemon = Self { name, process, pristine: Surroundings::default(), folder };
-        let state = format!("{name} answers");
-        let up = until(&state, async || {
-            if let Some(status) = daemon.process.try_wait()? {
-                bail!("{name} ended: {status}");
-            }
-            Ok(ready(&daemon.folder).await.then_some(()))
-        });
-        up.await.with_context(|| format!("the log of {name} ends with\n{}", daemon.log()))?;
+        let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut seclude = Command::new("unshare");
+        seclude.args(["--mount", "--net", "--", "sh", "-c", SECLUDED]);
+        let process = launch(seclude, name, &arguments, &folder)?;
+        let pristine = HashSet::new();
+        let mut daemon = Self { name, arguments, process, namespaces: None, pristine, folder };
+        daemon.up(ready).await?;
+        let open = |kind| File::open(format!("/proc/{}/ns/{kind}", daemon.process.id()));
+        daemon.namespaces = Some([open("mnt")?, open("net")?]);
         daemon.pristine = daemon.surroundings()?;
         Ok(daemon)
+    }
+
+    /// Starts one that only holds the namespaces, for engines that have no daemon.
+    ///
+    /// # Errors
+    ///
+    /// As [`Daemon::start`].
+    pub async fn idle(folder: Folder) -> Result<Self> {
+        const NEVER: &str = "never";
+        // Nobody ever opens the other end.
+        let wait = r#"mkfifo "$0" && read -r _ < "$0""#;
+        let path = folder.join(NEVER).display().to_string();
+        let ready = async |folder: &Folder| folder.join(NEVER).exists();
+        Self::start("sh", folder, &["-c", wait, &path], ready).await
+    }
+
+    /// Stops it, and nothing that it runs, and starts it again, in the same namespaces.
+    ///
+    /// # Errors
+    ///
+    /// As [`Daemon::start`], and when it does not stop.
+    pub async fn restart(&mut self, ready: impl AsyncFnMut(&Folder) -> bool) -> Result<()> {
+        let own = self.own()?;
+        self.pristine.retain(|thing| !own.contains(thing));
+        kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM)?;
+        let stopped = async || Ok(self.process.try_wait()?);
+        until(&format!("{} has stopped", self.name), stopped).await?;
+
+        let enter = self.within("env")?.into_std();
+        self.process = launch(enter, self.name, &self.arguments, &self.folder)?;
+        self.up(ready).await?;
+        self.pristine.extend(self.own()?);
+        Ok(())
+    }
+
+    /// Waits until `ready` finds it ready.
+    async fn up(&mut self, mut ready: impl AsyncFnMut(&Folder) -> bool) -> Result<()> {
+        let name = self.name;
+        let state = format!("{name} answers");
+        let up = until(&state, async || {
+            if let Some(status) = self.process.try_wait()? {
+                bail!("{name} ended: {status}");
+            }
+            Ok(ready(&self.folder).await.then_some(()))
+        });
+        up.await.with_context(|| format!("the log of {name} ends with\n{}", self.log()))
+    }
+
+    /// A command that runs where it runs: in its mount and its network namespace.
+    ///
+    /// # Errors
+    ///
+    /// When it has not come up.
+    pub fn within(&self, program: &str) -> Result<tokio::process::Command> {
+        let [mount, network] = self.namespaces.as_ref().context("it is not up")?;
+        let path = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        let mut command = tokio::process::Command::new("nsenter");
+        command.arg(format!("--mount={}", path(mount))).arg(format!("--net={}", path(network)));
+        command.args(["--", program]);
+        Ok(command)
     }
 
     /// The folder that it keeps everything in.
@@ -159,40 +209,33 @@ impl Daemon {
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
 
-    /// What there is around it.
+    /// Itself and what descends from it, as [`Daemon::surroundings`] has it.
+    fn own(&self) -> Result<HashSet<String>> {
+        let pid = self.process.id() as i32;
+        let mut processes = host::descendants(pid)?;
+        processes.insert(pid, Process::new(pid)?.stat()?.comm);
+        Ok(processes.iter().map(shown).collect())
+    }
+
+    /// Everything around it that comes and goes with a pod: processes, mounts, network interfaces,
+    /// control groups.
     ///
     /// # Errors
     ///
     /// When it has ended.
-    pub fn surroundings(&self) -> Result<Surroundings> {
+    pub fn surroundings(&self) -> Result<HashSet<String>> {
         let process = Process::new(self.process.id() as i32).with_context(|| {
             format!("{} has ended; its log ends with\n{}", self.name, self.log())
         })?;
         let mut found = host::surroundings(&process)?;
-        found
-            .extend(host::descendants()?.iter().map(|(pid, name)| format!("process {pid} {name}")));
+        found.extend(host::descendants(own_pid())?.iter().map(shown));
         // The top one stays for the next container. Below it, containers have theirs in every
         // hierarchy; once is enough to tell.
         let cgroups = self.folder.cgroups()?;
         let inner = cgroups.iter().filter(|path| !path.ends_with(&self.folder.cgroup[1..]));
         let names = inner.filter_map(|path| path.file_name());
         found.extend(names.map(|name| format!("control group {}", name.display())));
-        Ok(Surroundings(found))
-    }
-
-    /// Waits until nothing is around it but what was `before`.
-    ///
-    /// # Errors
-    ///
-    /// When something else remains.
-    pub async fn nothing_but(&self, before: &Surroundings) -> Result<()> {
-        let mut left = Vec::new();
-        let gone = until("nothing is left", async || {
-            left = self.surroundings()?.0.difference(&before.0).cloned().collect();
-            left.sort();
-            Ok(left.is_empty().then_some(()))
-        });
-        gone.await.with_context(|| format!("left behind: {}", left.join(", ")))
+        Ok(found)
     }
 
     /// Stops it, after everything that it ran has been removed.
@@ -201,7 +244,7 @@ impl Daemon {
     ///
     /// When anything of it is left, before or after.
     pub async fn stop(mut self) -> Result<()> {
-        let removed = self.nothing_but(&self.pristine).await;
+        let removed = nothing_but(&self.pristine, async || self.surroundings()).await;
         let ended = self.end();
         removed?;
         ended
@@ -209,6 +252,7 @@ impl Daemon {
 
     /// Ends it and everything that descends from it, with force where it takes force.
     fn end(&mut self) -> Result<()> {
+        self.namespaces = None;
         let folder = self.folder.folder.path();
         let mut left = BTreeSet::new();
 
@@ -226,11 +270,11 @@ impl Daemon {
 
         // What it left is ours now. Nothing else is: this runs one daemon at a time.
         loop {
-            let orphans = host::descendants()?;
+            let orphans = host::descendants(own_pid())?;
             ensure!(start.elapsed() < 2 * PATIENCE, "SIGKILL does not end {orphans:?}");
-            for (pid, name) in &orphans {
-                left.insert(format!("process {pid} {name}"));
-                kill_if_there(*pid)?;
+            for orphan in &orphans {
+                left.insert(shown(orphan));
+                kill_if_there(*orphan.0)?;
             }
             let reaped = waitpid(None, Some(WaitPidFlag::WNOHANG));
             match reaped {
@@ -262,6 +306,49 @@ impl Drop for Daemon {
             eprintln!("cannot clean up: {error:#}");
         }
     }
+}
+
+/// Starts the program `name` by way of `launcher`.
+fn launch(
+    mut launcher: Command,
+    name: &str,
+    arguments: &[String],
+    folder: &Folder,
+) -> Result<Child> {
+    let log = File::options().create(true).append(true).open(folder.log())?;
+    launcher.arg(name).args(arguments);
+    launcher.env("TMPDIR", folder.folder.path());
+    launcher.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    // Ctrl-C is for us: we stop it, in an orderly way.
+    launcher.process_group(0);
+    launcher.spawn().with_context(|| format!("cannot start {name}"))
+}
+
+/// A process as it is listed.
+fn shown((pid, name): (&i32, &String)) -> String {
+    format!("process {pid} {name}")
+}
+
+fn own_pid() -> i32 {
+    std::process::id() as i32
+}
+
+/// Waits until nothing is there but what was `before`.
+///
+/// # Errors
+///
+/// When something else remains.
+pub async fn nothing_but(
+    before: &HashSet<String>,
+    now: impl AsyncFn() -> Result<HashSet<String>>,
+) -> Result<()> {
+    let mut left = Vec::new();
+    let gone = until("nothing is left", async || {
+        left = now().await?.difference(before).cloned().collect();
+        left.sort();
+        Ok(left.is_empty().then_some(()))
+    });
+    gone.await.with_context(|| format!("left behind: {}", left.join(", ")))
 }
 
 fn kill_if_there(pid: i32) -> Result<()> {

@@ -1,210 +1,100 @@
 //! Docker: dockerd with everything of its own, driven by the command line that people use.
 
-use crate::busybox;
 use crate::daemon::{self, Daemon, Folder};
-use crate::host::{self, same};
-use crate::pod;
-use crate::scenario::{Engine, Scenario, Scene};
+use crate::engine::{Container, Engine, Log, Pod, Sandbox, Spec};
+use crate::host::same;
 use crate::stage::Stage;
 use crate::toolchain;
-use crate::wait::{end, success, until};
+use crate::wait::{end, success};
 use anyhow::{Context, Result, ensure};
-use procfs::process::Process;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use std::fs;
+use std::collections::HashSet;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use support::artifact::project;
 use tokio::process::Command;
 
-/// What pause says when it is told to stop.
-const STOPPED: &str = "pause: SIGTERM";
+/// How containers are started: from what is there, and left running.
+const RUN: [&str; 3] = ["run", "--detach", "--pull=never"];
 
-/// What it says first when it is not PID 1.
-const WARNING: &str = "pause: warning: not PID 1";
+/// A user and a group that every machine has: the IDs that are theirs stand for those in containers.
+const REMAPPED: &str = "daemon";
 
-/// The least memory that Docker grants a container.
-const LEAST_MEMORY: &str = "6m";
+/// The label of a container that says which pod it is in.
+const POD: &str = "pod";
 
-/// Docker and what it is tried with.
+/// Docker, and the image that its pods are made of.
 pub struct Docker {
     daemon: Daemon,
-    image: PathBuf,
     reference: String,
-    version: String,
-    binary: Vec<u8>,
+    /// Whether the daemon gives containers other users than the host's.
+    remaps: bool,
 }
 
 impl Engine for Docker {
     const NAME: support::engine::Engine = support::engine::Engine::Docker;
 
-    const SCENES: &[(Scenario, Scene<Self>)] = &[
-        (Scenario::Load, |docker| Box::pin(docker.load())),
-        (Scenario::Stop, |docker| Box::pin(docker.stop())),
-        (Scenario::Arguments, |docker| Box::pin(docker.arguments())),
-        (Scenario::HostPid, |docker| Box::pin(docker.host_pid())),
-        (Scenario::Pod, |docker| Box::pin(docker.pod())),
-        (Scenario::Hardened, |docker| Box::pin(docker.hardened())),
-        (Scenario::Build, |docker| Box::pin(docker.build())),
-    ];
+    // A container joins another one's, but has its own UTS namespace, with the same name in it.
+    const SHARED: &[&str] = &["net", "ipc"];
 
     async fn start(stage: &Stage) -> Result<Self> {
-        daemon::require(&["docker", "dockerd", "containerd", "runc", "iptables", "busybox"])?;
+        daemon::require(&["docker", "dockerd", "containerd", "runc", "iptables"])?;
         let folder = Folder::new(Self::NAME)?;
-        let settings = json!({
-            "data-root": folder.join("data"),
-            "exec-root": folder.join("exec"),
-            "pidfile": folder.join("pid"),
-            "hosts": [host(&folder)],
-            "cgroup-parent": folder.cgroup,
-            // systemd would have to be asked for control groups, and is out of reach.
-            "exec-opts": ["native.cgroupdriver=cgroupfs"],
-            // Docker's own store, which counts an image's files. containerd's, the default from
-            // version 29 on, counts what it keeps besides.
-            "features": { "containerd-snapshotter": false },
-        });
-        let path = folder.join("daemon.json");
-        fs::write(&path, settings.to_string())?;
+        let path = configure(&folder, false)?;
         let arguments = ["--config-file", path.to_str().context("the path is not UTF-8")?];
-        let daemon = Daemon::start("dockerd", folder, &arguments, async |folder| {
-            success(client(folder).arg("version")).await.is_ok()
-        });
-        let docker = Self {
-            daemon: daemon.await?,
-            image: stage.image.clone(),
-            reference: stage.reference.clone(),
-            version: stage.version().to_owned(),
-            binary: stage.binary.clone(),
-        };
-        let busybox = docker.daemon.folder().join("busybox.tar");
-        busybox::write(&busybox)?;
-        docker.import(&busybox).await?;
-        Ok(docker)
+        let daemon = Daemon::start("dockerd", folder, &arguments, answers);
+        Ok(Self { daemon: daemon.await?, reference: stage.reference.clone(), remaps: false })
     }
 
-    async fn teardown(self) -> Result<()> {
-        let containers = self.docker(["ps", "--all", "--quiet"]).await?;
-        if !containers.is_empty() {
-            self.docker(["rm", "--force", "--volumes"].into_iter().chain(containers.lines()))
-                .await?;
+    async fn version(&self) -> Result<String> {
+        self.docker(["version", "--format", "{{.Server.Version}}"]).await
+    }
+
+    async fn teardown(mut self) -> Result<()> {
+        self.remove_all().await?;
+        // If that was interrupted.
+        if self.remaps {
+            self.remap(false).await?;
+            self.remove_all().await?;
         }
         self.daemon.stop().await
     }
-}
 
-/// The address of the daemon in `folder`.
-fn host(folder: &Folder) -> String {
-    format!("unix://{}", folder.join("socket").display())
-}
-
-/// A client of the daemon in `folder`, and of no other, whatever the user's settings are.
-fn client(folder: &Folder) -> Command {
-    let mut client = Command::new("docker");
-    client.env("DOCKER_HOST", host(folder)).env("DOCKER_CONFIG", folder.join("client"));
-    for variable in ["DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"] {
-        client.env_remove(variable);
+    async fn restart_daemon(&mut self) -> Result<()> {
+        self.daemon.restart(answers).await
     }
-    client
-}
 
-impl Docker {
-    async fn load(&self) -> Result<()> {
-        let said = self.import(&self.image).await?;
-        same("what docker load says", said, format!("Loaded image: {}", self.reference))?;
+    async fn surroundings(&self) -> Result<HashSet<String>> {
+        let mut found = self.daemon.surroundings()?;
+        for list in [&["ps", "--all"][..], &["volume", "ls"]] {
+            let list = self.docker(list.iter().copied().chain(["--quiet"])).await?;
+            found.extend(list.lines().map(|id| format!("container or volume {id}")));
+        }
+        Ok(found)
+    }
 
-        let shown = self.docker(["images", "--format", "{{.Size}}", &self.reference]).await?;
+    async fn load(&self, archive: &Path) -> Result<()> {
+        success(self.client().args(["load", "--quiet", "--input"]).arg(archive)).await.map(drop)
+    }
+
+    async fn shows(&self, stage: &Stage) -> Result<()> {
+        let shown = self.docker(["images", "--format", "{{.Size}}", &stage.reference]).await?;
         ensure!(
             matches!(shown.strip_suffix("kB").map(str::parse::<f64>), Some(Ok(size)) if size <= 1.5),
             "docker images shows {shown}, where at most 1.5kB was expected"
         );
-        let image = self.inspect(&self.reference).await?;
-        same("the size", image["Size"].as_u64(), Some(self.binary.len() as u64))?;
-        same("the user", &image["Config"]["User"], &json!("65535:65535"))?;
-        same("the entrypoint", &image["Config"]["Entrypoint"], &json!(["/pause"]))?;
+        let image = self.inspect(&stage.reference).await?;
+        same("the size", image["Size"].as_u64(), Some(stage.binary.len() as u64))?;
         same("the command", &image["Config"]["Cmd"], &Value::Null)?;
         same("the system", &image["Os"], &json!("linux"))?;
         let machine = self.docker(["version", "--format", "{{.Server.Arch}}"]).await?;
-        same("the architecture", &image["Architecture"], &json!(machine))
+        same("the architecture", &image["Architecture"], &json!(machine))?;
+        runs_pause(&image)
     }
 
-    async fn stop(&self) -> Result<()> {
-        self.run("stop", &[], &[&self.reference]).await?;
-        self.asleep("stop").await?;
-        self.stops("stop", &[STOPPED]).await
-    }
-
-    async fn arguments(&self) -> Result<()> {
-        let ended = end(&mut self.create("version", &[], &[&self.reference, "--version"])).await?;
-        same("the answer", str::from_utf8(&ended.stdout)?, &format!("pause {}\n", self.version))?;
-        same("the exit code", ended.status.code(), Some(0))?;
-
-        let arguments = [&self.reference, "--frobnicate"];
-        let ended = end(&mut self.create("unknown", &[], &arguments)).await?;
-        same("the exit code", ended.status.code(), Some(64))?;
-        self.logs("unknown", &["pause: unknown argument: --frobnicate", "Try pause --help."]).await
-    }
-
-    async fn host_pid(&self) -> Result<()> {
-        // Somebody on the host who must not notice.
-        let mut witness = Command::new("sleep")
-            .arg("infinity")
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-
-        self.run("host-pid", &["--pid=host"], &[&self.reference]).await?;
-        let pause = self.asleep("host-pid").await?;
-        let own = host::namespaces(&Process::myself()?, &["pid"])?;
-        same("the PID namespace", host::namespaces(&pause, &["pid"])?, own)?;
-        self.logs("host-pid", &[WARNING]).await?;
-        self.stops("host-pid", &[WARNING, STOPPED]).await?;
-
-        same("what became of a process of the host", witness.try_wait()?, None)
-    }
-
-    async fn pod(&self) -> Result<()> {
-        self.run("sandbox", &["--ipc=shareable"], &[&self.reference]).await?;
-        let pause = self.asleep("sandbox").await?;
-        let join =
-            ["--network=container:sandbox", "--pid=container:sandbox", "--ipc=container:sandbox"];
-        self.run("beside", &join, &[busybox::REFERENCE, "sleep", "infinity"]).await?;
-
-        let beside = Process::new(self.pid("beside").await?)?;
-        let kinds = ["net", "pid", "ipc"];
-        let shared = host::namespaces(&pause, &kinds)?;
-        same("the namespaces", host::namespaces(&beside, &kinds)?, shared.clone())?;
-        let own = host::namespaces(&Process::myself()?, &kinds)?;
-        ensure!(shared.iter().all(|namespace| !own.contains(namespace)), "they are the host's");
-
-        pod::init(async |script| self.shell("beside", script).await).await?;
-        pod::reaps(&pause, async |script| self.shell("beside", script).await).await?;
-
-        self.run("careless", &[], &[busybox::REFERENCE, "sleep", "infinity"]).await?;
-        pod::does_not_reap(async |script| self.shell("careless", script).await).await
-    }
-
-    async fn hardened(&self) -> Result<()> {
-        let limits = [
-            "--read-only",
-            "--cap-drop=ALL",
-            "--security-opt=no-new-privileges",
-            "--network=none",
-            "--pids-limit=1",
-            &format!("--memory={LEAST_MEMORY}"),
-            &format!("--memory-swap={LEAST_MEMORY}"),
-        ];
-        self.run("hardened", &limits, &[&self.reference]).await?;
-        let pause = self.asleep("hardened").await?;
-        let status = pause.status()?;
-        same("the capabilities it could get", status.capbnd, Some(0))?;
-        same("the flag no_new_privs", status.nonewprivs, Some(1))?;
-        let mounts = pause.mountinfo()?;
-        let mut root = mounts.iter().filter(|mount| mount.mount_point == Path::new("/"));
-        ensure!(root.all(|root| root.mount_options.contains_key("ro")), "the root is writable");
-        self.stops("hardened", &[STOPPED]).await
-    }
-
-    async fn build(&self) -> Result<()> {
+    async fn build(&self) -> Result<Vec<u8>> {
         let folder = self.daemon.folder();
         let toolchain = toolchain::pack(&folder.join("toolchain.tar")).await?;
         let import = toolchain.changes.iter().flat_map(|change| ["--change", change]);
@@ -217,73 +107,216 @@ impl Docker {
         client.args(["--build-arg", "RUST_IMAGE=localhost/toolchain", "--tag", "localhost/built"]);
         success(&mut client).await?;
 
+        runs_pause(&self.inspect("localhost/built").await?)?;
         self.docker(["create", "--name", "built", "localhost/built"]).await?;
         let built = folder.join("built");
         success(self.client().args(["cp", "built:/pause"]).arg(&built)).await?;
-        ensure!(fs::read(built)? == self.binary, "it is not the program that cargo makes");
-        let image = self.inspect("localhost/built").await?;
-        same("the user", &image["Config"]["User"], &json!("65535:65535"))?;
-        same("the entrypoint", &image["Config"]["Entrypoint"], &json!(["/pause"]))
+        self.docker(["rm", "built"]).await?;
+        Ok(fs::read(built)?)
     }
 
-    /// Stops a container of pause and checks what Docker then tells about it.
-    async fn stops(&self, name: &str, log: &[&str]) -> Result<()> {
-        self.docker(["stop", name]).await?;
-        let state = &self.inspect(name).await?["State"];
-        same("the exit code", state["ExitCode"].as_i64(), Some(0))?;
-        same("whether memory ran out", state["OOMKilled"].as_bool(), Some(false))?;
-        self.logs(name, log).await
+    async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod> {
+        let options: &[&str] = match sandbox {
+            // It is the daemon that remaps users, for all containers.
+            Sandbox::Usual | Sandbox::Remapped => &["--ipc=shareable"],
+            Sandbox::HostPid => &["--ipc=shareable", "--pid=host"],
+        };
+        let mut client = self.client();
+        client.args(RUN).args(["--name", name]).args(options).arg(&self.reference);
+        Ok(Pod { name: name.to_owned(), id: success(&mut client).await? })
     }
 
-    /// Waits until the log of a container is just this.
-    async fn logs(&self, name: &str, expected: &[&str]) -> Result<()> {
-        let mut seen = String::new();
-        let complete = until("the log is complete", async || {
-            let output = end(self.client().args(["logs", name])).await?;
-            seen = format!(
-                "{}{}",
-                String::from_utf8(output.stdout)?,
-                String::from_utf8(output.stderr)?
-            );
-            Ok((seen.lines().count() >= expected.len()).then_some(()))
-        });
-        complete.await.with_context(|| format!("the log is {seen:?}, not {expected:?}"))?;
-        same("the log", seen.lines().collect::<Vec<_>>(), expected.to_vec())
+    async fn remap(&mut self, on: bool) -> Result<()> {
+        let folder = self.daemon.folder();
+        // The daemon's /etc is its own.
+        let range = format!("{REMAPPED}:100000:65536");
+        let write = format!("echo {range} > /etc/subuid; echo {range} > /etc/subgid");
+        success(self.daemon.within("sh")?.args(["-c", &write])).await?;
+        // The users of containers have to get through to their files.
+        fs::set_permissions(folder.join(""), Permissions::from_mode(0o711))?;
+        configure(folder, on)?;
+        self.remaps = on;
+        self.restart_daemon().await
     }
 
-    /// Waits until the pause in a container sleeps.
-    async fn asleep(&self, name: &str) -> Result<Process> {
-        host::asleep(self.pid(name).await?, &self.binary).await
+    async fn pause(&self, pod: &Pod) -> Result<i32> {
+        self.process(&pod.id).await
+    }
+
+    async fn is_up(&self, pod: &Pod) -> Result<bool> {
+        Ok(self.inspect(&pod.id).await?["State"]["Running"] == true)
+    }
+
+    async fn pod_log(&self, pod: &Pod) -> Result<Option<Log>> {
+        self.logs(&pod.id).await.map(Some)
+    }
+
+    async fn address(&self, pod: &Pod) -> Result<String> {
+        let network = &self.inspect(&pod.id).await?["NetworkSettings"];
+        let address = network["IPAddress"].as_str().filter(|address| !address.is_empty());
+        Ok(address.context("the pod has no address")?.to_owned())
+    }
+
+    fn on_host(&self, program: &str) -> Result<Command> {
+        self.daemon.within(program)
+    }
+
+    async fn stop_pod(&self, pod: &Pod) -> Result<()> {
+        self.docker(["stop", &pod.id]).await.map(drop)
+    }
+
+    async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
+        self.docker(["kill", "--signal", signal.as_str(), &pod.id]).await.map(drop)
+    }
+
+    async fn pod_exit_code(&self, pod: &Pod) -> Result<i64> {
+        self.wait(&pod.id).await
+    }
+
+    async fn restart_pod(&self, pod: Pod) -> Result<Pod> {
+        self.docker(["start", &pod.id]).await?;
+        Ok(pod)
+    }
+
+    async fn remove_pod(&self, pod: Pod) -> Result<()> {
+        let label = format!("label={POD}={}", pod.id);
+        let inside = self.docker(["ps", "--all", "--quiet", "--filter", &label]).await?;
+        let remove = ["rm", "--force", "--volumes"].into_iter();
+        self.docker(remove.chain(inside.lines()).chain([pod.id.as_str()])).await.map(drop)
+    }
+
+    async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<Container> {
+        let sandbox = format!("container:{}", pod.id);
+        let mut client = self.client();
+        client.args(RUN).args(["--name", &format!("{}-{name}", pod.name)]);
+        client.args(["--label", &format!("{POD}={}", pod.id)]);
+        client.args(["--network", &sandbox, "--ipc", &sandbox]);
+        if spec.shares_pid {
+            client.args(["--pid", &sandbox]);
+        }
+        if let Some((folder, place)) = spec.volume {
+            client.arg("--volume").arg(format!("{}:{place}", folder.display()));
+        }
+        if spec.hardened {
+            let memory = Self::LEAST_MEMORY.to_string();
+            client.args(["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"]);
+            client.args(["--pids-limit=1", "--memory", &memory, "--memory-swap", &memory]);
+        }
+        client.arg(spec.image).args(spec.arguments);
+        Ok(Container { name: name.to_owned(), id: success(&mut client).await? })
+    }
+
+    async fn pid(&self, container: &Container) -> Result<i32> {
+        self.process(&container.id).await
+    }
+
+    async fn exec(&self, container: &Container, command: &[&str]) -> Result<String> {
+        self.docker(["exec", &container.id].iter().chain(command).copied()).await
+    }
+
+    async fn log(&self, container: &Container) -> Result<Log> {
+        self.logs(&container.id).await
+    }
+
+    async fn stop(&self, container: &Container) -> Result<()> {
+        self.docker(["stop", &container.id]).await.map(drop)
+    }
+
+    async fn exit_code(&self, container: &Container) -> Result<i64> {
+        self.wait(&container.id).await
+    }
+
+    async fn remove(&self, container: Container) -> Result<()> {
+        self.docker(["rm", "--force", "--volumes", &container.id]).await.map(drop)
+    }
+
+    async fn restart(&self, _: &Pod, container: Container, _: Spec<'_>) -> Result<Container> {
+        self.docker(["start", &container.id]).await?;
+        Ok(container)
+    }
+}
+
+/// Writes the daemon's configuration, and returns its path.
+fn configure(folder: &Folder, remaps: bool) -> Result<PathBuf> {
+    let mut settings = json!({
+        "data-root": folder.join("data"),
+        "exec-root": folder.join("exec"),
+        "pidfile": folder.join("pid"),
+        "hosts": [host(folder)],
+        "cgroup-parent": folder.cgroup,
+        // systemd would have to be asked for control groups, and is out of reach.
+        "exec-opts": ["native.cgroupdriver=cgroupfs"],
+        // Containers outlive the daemon, until it comes back.
+        "live-restore": true,
+        // Docker's own store, which counts an image's files. containerd's, the default from
+        // version 29 on, counts what it keeps besides.
+        "features": { "containerd-snapshotter": false },
+    });
+    if remaps {
+        settings["userns-remap"] = REMAPPED.into();
+    }
+    let path = folder.join("daemon.json");
+    fs::write(&path, settings.to_string())?;
+    Ok(path)
+}
+
+/// The address of the daemon in `folder`.
+fn host(folder: &Folder) -> String {
+    format!("unix://{}", folder.join("socket").display())
+}
+
+/// Whether the daemon in `folder` does.
+async fn answers(folder: &Folder) -> bool {
+    success(client(folder).arg("version")).await.is_ok()
+}
+
+/// A client of the daemon in `folder`, and of no other, whatever the user's settings are.
+fn client(folder: &Folder) -> Command {
+    let mut client = Command::new("docker");
+    client.env("DOCKER_HOST", host(folder)).env("DOCKER_CONFIG", folder.join("client"));
+    for variable in ["DOCKER_CONTEXT", "DOCKER_TLS", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"] {
+        client.env_remove(variable);
+    }
+    client
+}
+
+/// The image runs `/pause` as nobody.
+fn runs_pause(image: &Value) -> Result<()> {
+    same("the user", &image["Config"]["User"], &json!("65535:65535"))?;
+    same("the entrypoint", &image["Config"]["Entrypoint"], &json!(["/pause"]))
+}
+
+impl Docker {
+    /// Removes all containers that the daemon knows.
+    async fn remove_all(&self) -> Result<()> {
+        let containers = self.docker(["ps", "--all", "--quiet"]).await?;
+        if containers.is_empty() {
+            return Ok(());
+        }
+        let remove = ["rm", "--force", "--volumes"].into_iter();
+        self.docker(remove.chain(containers.lines())).await.map(drop)
     }
 
     /// The process of a container, as the host numbers it.
-    async fn pid(&self, name: &str) -> Result<i32> {
-        let container = self.inspect(name).await?;
+    async fn process(&self, id: &str) -> Result<i32> {
+        let container = self.inspect(id).await?;
         let pid = container["State"]["Pid"].as_i64().filter(|pid| *pid > 0);
         Ok(pid.with_context(|| format!("it does not run: {}", container["State"]))? as i32)
     }
 
-    /// What `docker run` would be run as.
-    fn create(&self, name: &str, options: &[&str], arguments: &[&str]) -> Command {
-        let mut client = self.client();
-        client.args(["run", "--pull=never", "--name", name]).args(options).args(arguments);
-        client
+    /// Waits until a container has ended, not for lack of memory, and returns its exit code.
+    async fn wait(&self, id: &str) -> Result<i64> {
+        self.docker(["wait", id]).await?;
+        let state = &self.inspect(id).await?["State"];
+        same("whether memory ran out", state["OOMKilled"].as_bool(), Some(false))?;
+        state["ExitCode"].as_i64().context("no exit code")
     }
 
-    /// Starts a container and leaves it running.
-    async fn run(&self, name: &str, options: &[&str], arguments: &[&str]) -> Result<()> {
-        let mut client = self.create(name, &[&["--detach"], options].concat(), arguments);
-        success(&mut client).await.map(drop)
-    }
-
-    /// Runs a script in a container.
-    async fn shell(&self, name: &str, script: &str) -> Result<String> {
-        self.docker(["exec", name, "sh", "-c", script]).await
-    }
-
-    /// Loads an archive.
-    async fn import(&self, archive: &Path) -> Result<String> {
-        success(self.client().args(["load", "--quiet", "--input"]).arg(archive)).await
+    /// What a container wrote.
+    async fn logs(&self, id: &str) -> Result<Log> {
+        let output = end(self.client().args(["logs", id])).await?;
+        ensure!(output.status.success(), "docker logs: {}", output.status);
+        Ok(Log::new(&output.stdout, &output.stderr))
     }
 
     /// What Docker knows of an image or a container.

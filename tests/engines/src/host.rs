@@ -1,10 +1,10 @@
 //! What the host's /proc tells of processes, whichever container they are in.
 
 use crate::wait::until;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::unistd::Pid;
 use procfs::ProcError;
-use procfs::process::{Process, all_processes};
+use procfs::process::{MountInfo, Process, all_processes};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::fs;
@@ -12,7 +12,7 @@ use support::proc;
 use support::sandbox::USER;
 
 /// Waits until the process `pid` sleeps as pause does when it has done everything else. It has to be
-/// `binary`, run by the image's user.
+/// `binary`, run by the image's user, whoever that is on the host.
 ///
 /// # Errors
 ///
@@ -27,9 +27,52 @@ pub async fn asleep(pid: i32, binary: &[u8]) -> Result<Process> {
     .await?;
     same("the command line", process.cmdline()?, vec!["/pause".to_owned()])?;
     let status = process.status()?;
-    same("the user and the group", (status.euid, status.egid), (USER, USER))?;
+    let expected = (on_host(pid, "uid_map", USER)?, on_host(pid, "gid_map", USER)?);
+    same("the user and the group", (status.euid, status.egid), expected)?;
     ensure!(fs::read(format!("/proc/{pid}/exe"))? == binary, "the program is another one");
     Ok(process)
+}
+
+/// What a user or a group of the user namespace that process `pid` lives in is on the host.
+fn on_host(pid: i32, map: &str, id: u32) -> Result<u32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{map}"))?;
+    // Where a range begins inside, where outside, and how long it is.
+    let ranges = text.lines().map(|line| line.split_whitespace().map(|number| number.parse()));
+    for range in ranges {
+        if let [inside, outside, length] = range.collect::<Result<Vec<u32>, _>>()?[..]
+            && (inside..=inside.saturating_add(length - 1)).contains(&id)
+        {
+            return Ok(outside + (id - inside));
+        }
+    }
+    bail!("{id} is nobody in {map}: {text}")
+}
+
+/// The bytes of memory that the control group of `process` may use.
+///
+/// # Errors
+///
+/// When it has ended, or there is no limit.
+pub fn memory_limit(process: &Process) -> Result<u64> {
+    let mounts = Process::myself()?.mountinfo()?.0;
+    for group in process.cgroups()? {
+        // All controllers of version 2 are in hierarchy 0, which names none.
+        let (kind, file) = match group.controllers.iter().any(|name| name == "memory") {
+            true => ("cgroup", "memory.limit_in_bytes"),
+            false if group.hierarchy == 0 => ("cgroup2", "memory.max"),
+            false => continue,
+        };
+        let holds = |mount: &&MountInfo| {
+            mount.fs_type == kind
+                && (kind == "cgroup2" || mount.super_options.contains_key("memory"))
+        };
+        let Some(mount) = mounts.iter().find(holds) else { continue };
+        let path = mount.mount_point.join(group.pathname.trim_start_matches('/')).join(file);
+        if let Ok(limit) = fs::read_to_string(path) {
+            return limit.trim().parse().context("there is no limit");
+        }
+    }
+    bail!("it is in no control group for memory")
 }
 
 /// The namespaces of `kinds` (`net`, `ipc`, ...) that `process` lives in, by their numbers.
@@ -48,13 +91,13 @@ pub fn namespaces(process: &Process, kinds: &[&str]) -> Result<Vec<u64>> {
         .collect()
 }
 
-/// The processes that descend from this one and have not ended. This one adopts orphans among them
-/// ([`adopt`]), so that none gets out of sight.
+/// The processes that descend from `ancestor` and have not ended. This process adopts the orphans
+/// among its descendants ([`adopt`]), so that none gets out of its sight.
 ///
 /// # Errors
 ///
 /// When /proc cannot be read.
-pub fn descendants() -> Result<HashMap<i32, String>> {
+pub fn descendants(ancestor: i32) -> Result<HashMap<i32, String>> {
     let mut children: HashMap<i32, Vec<_>> = HashMap::new();
     for process in all_processes()? {
         match process.and_then(|process| process.stat()) {
@@ -66,7 +109,7 @@ pub fn descendants() -> Result<HashMap<i32, String>> {
         }
     }
     let mut found = HashMap::new();
-    let mut parents = vec![std::process::id() as i32];
+    let mut parents = vec![ancestor];
     while let Some(parent) = parents.pop() {
         for (pid, state, name) in children.remove(&parent).unwrap_or_default() {
             parents.push(pid);

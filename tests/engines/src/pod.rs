@@ -1,6 +1,6 @@
-//! What a pod expects of its PID 1, whichever engine made it. The commands run in a container of the
-//! pod: `shell` runs a script there and returns what it prints.
+//! What a pod expects of its PID 1, as a container in it finds it.
 
+use crate::engine::{Container, Engine};
 use crate::host::same;
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
@@ -17,8 +17,8 @@ const ORPHANS: usize = 2_000;
 /// # Errors
 ///
 /// When it is not.
-pub async fn init(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
-    let list = shell("ps -o pid,user,args").await?;
+pub async fn init(engine: &impl Engine, container: &Container) -> Result<()> {
+    let list = shell(engine, container, "ps -o pid,user,args").await?;
     let init = list
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
@@ -32,13 +32,13 @@ pub async fn init(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
 /// # Errors
 ///
 /// When zombies remain, or pause was woken.
-pub async fn reaps(pause: &Process, shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+pub async fn reaps(pause: &Process, engine: &impl Engine, container: &Container) -> Result<()> {
     let pid = Pid::from_raw(pause.pid);
     let before = activity(pid)?;
-    make_orphans(&shell).await?;
+    make_orphans(engine, container).await?;
     let mut left = 0;
     let gone = until("every orphan is gone", async || {
-        left = orphans(&shell).await?.len();
+        left = orphans(engine, container).await?.len();
         Ok((left == 0).then_some(()))
     });
     gone.await.with_context(|| format!("{left} orphans are left"))?;
@@ -51,22 +51,23 @@ pub async fn reaps(pause: &Process, shell: impl AsyncFn(&str) -> Result<String>)
 /// # Errors
 ///
 /// When they are not.
-pub async fn does_not_reap(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
-    make_orphans(&shell).await?;
+pub async fn does_not_reap(engine: &impl Engine, container: &Container) -> Result<()> {
+    make_orphans(engine, container).await?;
     let mut zombies = 0;
     let all = until("every orphan is a zombie", async || {
-        zombies = orphans(&shell).await?.iter().filter(|orphan| orphan.state == 'Z').count();
+        zombies =
+            orphans(engine, container).await?.iter().filter(|orphan| orphan.state == 'Z').count();
         Ok((zombies == ORPHANS).then_some(()))
     });
     all.await.with_context(|| format!("{zombies} zombies are there"))
 }
 
 /// Forks twice for each orphan: its parent ends at once.
-async fn make_orphans(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+async fn make_orphans(engine: &impl Engine, container: &Container) -> Result<()> {
     // The last field of loadavg is the newest PID of the namespace.
     let script =
         format!("cat /proc/loadavg; for i in $(seq {ORPHANS}); do (: &); done; cat /proc/loadavg");
-    let said = shell(&script).await?;
+    let said = shell(engine, container, &script).await?;
     let pids = said
         .lines()
         .map(|line| Ok(line.rsplit(' ').next().unwrap_or_default().parse()?))
@@ -80,9 +81,9 @@ async fn make_orphans(shell: impl AsyncFn(&str) -> Result<String>) -> Result<()>
 }
 
 /// The processes whose parent is PID 1. What engines put into a pod has a parent outside of it.
-async fn orphans(shell: impl AsyncFn(&str) -> Result<String>) -> Result<Vec<Stat>> {
+async fn orphans(engine: &impl Engine, container: &Container) -> Result<Vec<Stat>> {
     // Some end while cat is on its way.
-    let stats = shell("cat /proc/[0-9]*/stat 2>/dev/null || true").await?;
+    let stats = shell(engine, container, "cat /proc/[0-9]*/stat 2>/dev/null || true").await?;
     let stats: Vec<_> = stats
         .lines()
         .map(|line| Stat::from_read(line.as_bytes()))
@@ -90,4 +91,13 @@ async fn orphans(shell: impl AsyncFn(&str) -> Result<String>) -> Result<Vec<Stat
         .with_context(|| format!("cannot read {stats:?}"))?;
     ensure!(stats.iter().any(|stat| stat.pid == 1), "PID 1 is not in /proc");
     Ok(stats.into_iter().filter(|stat| stat.ppid == 1).collect())
+}
+
+/// Runs a script in a container and returns what it prints.
+///
+/// # Errors
+///
+/// When it fails.
+pub async fn shell(engine: &impl Engine, container: &Container, script: &str) -> Result<String> {
+    engine.exec(container, &["sh", "-c", script]).await
 }

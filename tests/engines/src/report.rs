@@ -3,17 +3,25 @@
 //! Not libtest-mimic: it cannot give up in the middle and still clean up, nor put the matrix before
 //! its last line.
 
-use crate::scenario::{Engine, Scenario, Skip};
+use crate::engine::{Engine, Lacks, Skip};
+use crate::scenario::Scenario;
 use crate::stage::Stage;
-use anyhow::{Error, Result, anyhow};
+use anyhow::{Context, Error, Result, anyhow, ensure};
+use clap::ValueEnum;
 use comfy_table::{Table, presets};
+use std::fs;
 use std::io::{Write, stdout};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use support::engine::Engine as Name;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
+
+/// Around the matrix in a document.
+const BEGIN: &str = "<!-- cargo xtask engines --report -->\n";
+const END: &str = "<!-- end -->";
 
 /// How long a scenario may take before it counts as hanging. No measure of anything.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -22,7 +30,10 @@ const DEADLINE: Duration = Duration::from_secs(600);
 enum Outcome {
     Passed,
     Failed(String),
+    /// This machine cannot do it.
     Skipped(String),
+    /// This engine cannot do it anywhere.
+    Lacking(&'static str),
 }
 
 /// What was asked for, and how it went so far.
@@ -30,6 +41,7 @@ pub struct Report {
     required: Vec<Name>,
     filter: String,
     started: Instant,
+    versions: Vec<(Name, String)>,
     outcomes: Vec<(Name, Scenario, Outcome)>,
     filtered_out: usize,
     signals: Signals,
@@ -47,6 +59,7 @@ impl Report {
             required,
             filter,
             started: Instant::now(),
+            versions: Vec::new(),
             outcomes: Vec::new(),
             filtered_out: 0,
             signals: Signals::new()?,
@@ -56,38 +69,46 @@ impl Report {
     /// Tries one engine, and stops it again in any case.
     pub async fn on<E: Engine>(&mut self, stage: &Stage) {
         let name = |scenario| format!("{}::{scenario}", E::NAME);
-        let (first, rest) = E::SCENES.split_first().expect("every engine takes the image");
-        let rest: Vec<_> =
-            rest.iter().filter(|scene| name(scene.0).contains(&self.filter)).collect();
-        self.filtered_out += E::SCENES.len() - 1 - rest.len();
-        if rest.is_empty() && !name(first.0).contains(&self.filter) {
+        // Loading comes along with all others.
+        let &[start, load, ref rest @ .., teardown] = Scenario::value_variants() else {
+            unreachable!("there are more")
+        };
+        let wanted = |scenario: &Scenario| name(*scenario).contains(&self.filter);
+        let (all, rest) = (rest.len(), rest.iter().copied().filter(wanted).collect::<Vec<_>>());
+        self.filtered_out += all - rest.len();
+        if rest.is_empty() && !wanted(&load) {
             self.filtered_out += 1;
             return;
         }
 
         let mut engine = None;
-        self.play(E::NAME, Scenario::Start, async {
-            engine = Some(E::start(stage).await?);
+        let mut version = String::new();
+        self.play(E::NAME, start, async {
+            let started = engine.insert(E::start(stage).await?);
+            version = started.version().await?;
             Ok(())
         })
         .await;
+        if !version.is_empty() {
+            self.versions.push((E::NAME, version));
+        }
         let absent = match self.outcomes.last() {
             Some((_, _, Outcome::Skipped(reason))) => reason.clone(),
             _ => "it did not start".to_owned(),
         };
-        for (scenario, scene) in [first].into_iter().chain(rest) {
+        for scenario in [load].into_iter().chain(rest) {
             let run = async {
-                match &engine {
-                    Some(engine) => scene(engine).await,
+                match &mut engine {
+                    Some(engine) => scenario.play(engine, stage).await,
                     None => Err(Skip(absent.clone()).into()),
                 }
             };
-            self.play(E::NAME, *scenario, run).await;
+            self.play(E::NAME, scenario, run).await;
         }
         if let Some(engine) = engine {
-            self.announce(E::NAME, Scenario::Teardown);
+            self.announce(E::NAME, teardown);
             let result = timeout(DEADLINE, engine.teardown()).await;
-            self.note(E::NAME, Scenario::Teardown, result.unwrap_or_else(|_| Err(hangs())));
+            self.note(E::NAME, teardown, result.unwrap_or_else(|_| Err(hangs())));
         }
     }
 
@@ -113,39 +134,39 @@ impl Report {
     }
 
     fn note(&mut self, engine: Name, scenario: Scenario, result: Result<()>) {
-        let outcome = match result.map_err(Error::downcast::<Skip>) {
+        let outcome = match result {
             Ok(()) => Outcome::Passed,
-            Err(Ok(skip)) if self.required.contains(&engine) => {
-                Outcome::Failed(format!("required, but skipped: {skip}"))
-            }
-            Err(Ok(Skip(reason))) => Outcome::Skipped(reason),
-            Err(Err(error)) => Outcome::Failed(format!("{error:#}")),
+            Err(error) => match (error.downcast_ref::<Skip>(), error.downcast_ref::<Lacks>()) {
+                (Some(skip), _) if self.required.contains(&engine) => {
+                    Outcome::Failed(format!("required, but skipped: {skip}"))
+                }
+                (Some(Skip(reason)), _) => Outcome::Skipped(reason.clone()),
+                (_, Some(Lacks(reason))) => Outcome::Lacking(reason),
+                _ => Outcome::Failed(format!("{error:#}")),
+            },
         };
         match &outcome {
             Outcome::Passed => println!("ok"),
             Outcome::Failed(_) => println!("FAILED"),
             Outcome::Skipped(reason) => println!("ignored, {reason}"),
+            Outcome::Lacking(reason) => println!("ignored, {reason}"),
         }
         self.outcomes.push((engine, scenario, outcome));
     }
 
     /// Prints the matrix, the reasons and the sum, and says how to exit.
     pub fn close(self) -> ExitCode {
-        println!("\n{}\n", self.matrix());
+        println!("\n{}\n", self.matrix(Scenario::to_string));
         let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-        let mut told = None;
-        for (engine, scenario, outcome) in &self.outcomes {
-            let (count, reason) = match outcome {
-                Outcome::Passed => (&mut passed, None),
-                Outcome::Failed(reason) => (&mut failed, Some(("failed", reason))),
-                Outcome::Skipped(reason) => (&mut skipped, Some(("skipped", reason))),
-            };
-            *count += 1;
-            if let Some((how, reason)) = reason
-                && told.replace((engine, reason)) != Some((engine, reason))
-            {
-                println!("{engine} {scenario} {how}: {reason}\n");
-            }
+        for (_, _, outcome) in &self.outcomes {
+            *match outcome {
+                Outcome::Passed => &mut passed,
+                Outcome::Failed(_) => &mut failed,
+                Outcome::Skipped(_) | Outcome::Lacking(_) => &mut skipped,
+            } += 1;
+        }
+        for reason in self.reasons() {
+            println!("{reason}\n");
         }
         let good = failed == 0 && self.signals.seen.is_none();
         println!(
@@ -162,24 +183,65 @@ impl Report {
         }
     }
 
-    /// Engine by scenario.
-    fn matrix(&self) -> Table {
+    /// Writes the matrix and what was left out into a document, between its two marks.
+    ///
+    /// # Errors
+    ///
+    /// When that cannot be read or written, or has no such marks, or not everything was tried.
+    pub fn write(&self, document: &Path) -> Result<()> {
+        let shown = document.display();
+        ensure!(self.signals.seen.is_none(), "stopped before the end: {shown} stays as it was");
+        let old = fs::read_to_string(document).with_context(|| format!("cannot read {shown}"))?;
+        let marks = old
+            .split_once(BEGIN)
+            .and_then(|(before, rest)| rest.split_once(END).map(|(_, after)| (before, after)));
+        let (before, after) = marks.with_context(|| format!("no {BEGIN:?} in {shown}"))?;
+        let reasons: Vec<_> = self.reasons().map(|reason| format!("- {reason}")).collect();
+        let row = |scenario: &Scenario| format!("`{scenario}`: {}", scenario.about());
+        let new = [&self.matrix(row).trim_fmt(), "", &reasons.join("\n")].join("\n");
+        fs::write(document, format!("{before}{BEGIN}\n{}\n\n{END}{after}", new.trim_end()))
+            .with_context(|| format!("cannot write {shown}"))
+    }
+
+    /// Why what did not pass did not.
+    fn reasons(&self) -> impl Iterator<Item = String> {
+        let mut told = None;
+        self.outcomes.iter().filter_map(move |(engine, scenario, outcome)| {
+            let (how, reason) = match outcome {
+                Outcome::Passed => return None,
+                Outcome::Failed(reason) => ("failed", reason.as_str()),
+                Outcome::Skipped(reason) => ("skipped", reason.as_str()),
+                Outcome::Lacking(reason) => ("left out", *reason),
+            };
+            // An engine that is not there is skipped for one reason throughout.
+            let again = told.replace((engine, reason)) == Some((engine, reason));
+            let failed = matches!(outcome, Outcome::Failed(_));
+            (failed || !again).then(|| format!("{engine}::{scenario} {how}: {reason}"))
+        })
+    }
+
+    /// Engine by scenario; `row` says what to call one.
+    fn matrix(&self, row: impl Fn(&Scenario) -> String) -> Table {
         let mut table = Table::new();
         table.load_preset(presets::ASCII_MARKDOWN);
-        let names = Name::ALL.map(|engine| engine.to_string());
-        table.set_header(["".to_owned()].into_iter().chain(names));
-        for scenario in Scenario::ALL {
+        let version = |engine: Name| {
+            let version = self.versions.iter().find(|(name, _)| *name == engine);
+            version.map_or(engine.to_string(), |(_, version)| format!("{engine} {version}"))
+        };
+        table.set_header([String::new()].into_iter().chain(Name::ALL.map(version)));
+        for scenario in Scenario::value_variants() {
             let cell = |engine| {
-                let of = |entry: &&(_, _, _)| entry.0 == engine && entry.1 == scenario;
+                let of = |entry: &&(_, _, _)| entry.0 == engine && entry.1 == *scenario;
                 match self.outcomes.iter().find(of) {
                     None => "",
                     Some((_, _, Outcome::Passed)) => "passed",
                     Some((_, _, Outcome::Failed(_))) => "FAILED",
                     Some((_, _, Outcome::Skipped(_))) => "skipped",
+                    Some((_, _, Outcome::Lacking(_))) => "-",
                 }
             };
             let cells = Name::ALL.map(cell).map(str::to_owned);
-            table.add_row([scenario.to_string()].into_iter().chain(cells));
+            table.add_row([row(scenario)].into_iter().chain(cells));
         }
         table
     }

@@ -1,30 +1,48 @@
-//! What an engine is tried for, and what it takes to be tried.
+//! What an engine is tried for.
 
+use crate::engine::Engine;
+use crate::scenes;
 use crate::stage::Stage;
 use anyhow::Result;
-use std::error::Error;
+use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use std::fmt::{self, Display, Formatter};
-use std::pin::Pin;
 
-/// What an engine is tried for: a row of the matrix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an engine is tried for: a row of the matrix, which takes name and text from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
     /// The engine comes up.
     Start,
     /// It takes the archive, and shows the image as it should be.
     Load,
-    /// Its own way to end a container ends pause with exit code 0, and leaves nothing.
+    /// On the engine's SIGTERM pause ends with exit code 0; removed, it leaves nothing.
     Stop,
-    /// pause answers arguments, and refuses unknown ones.
+    /// Arguments are answered, unknown ones refused.
     Arguments,
-    /// In the host's PID namespace pause warns, does no harm and stops as ever.
+    /// In the host's PID namespace it warns, does no harm and stops as ever.
     HostPid,
-    /// A container joins pause's namespaces, finds it as PID 1, and its orphans leave no zombie.
+    /// PID 1 of the pod's containers is `/pause`, and 2,000 orphans leave no zombie.
     Pod,
-    /// A container of a pod dies and another takes its place; the pod is still the same.
+    /// The pod of Kubernetes' tutorial: nginx serves what another container writes.
+    Tutorial,
+    /// The containers of a pod have network, host name and System V IPC in common.
+    Shared,
+    /// A container dies, comes back, is replaced: the pod is still the same.
     Replace,
-    /// As little as the engine can be told to allow is enough.
+    /// The engine's daemon goes and comes back, and finds the pod as it was.
+    Restart,
+    /// Somebody kills pause: the engine takes note, and starts the pod again.
+    Killed,
+    /// Read-only root, no capabilities, no new privileges, seccomp, least memory.
     Hardened,
+    /// In a user namespace of its own.
+    Remapped,
+    /// The image for another architecture is refused, with the reason.
+    Foreign,
+    /// From the image for all platforms the engine picks its own.
+    Platforms,
+    /// 100 pods at once, and none is lost.
+    Many,
     /// The Dockerfile makes the same program as cargo.
     Build,
     /// The engine goes, and nothing of it is left.
@@ -32,74 +50,44 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// All of them, in the order in which the matrix shows them.
-    pub const ALL: [Self; 10] = [
-        Self::Start,
-        Self::Load,
-        Self::Stop,
-        Self::Arguments,
-        Self::HostPid,
-        Self::Pod,
-        Self::Replace,
-        Self::Hardened,
-        Self::Build,
-        Self::Teardown,
-    ];
+    /// What stands here about it.
+    pub fn about(self) -> String {
+        let value = self.to_possible_value();
+        value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
+    }
+
+    /// Plays it on an engine. Those that an engine begins and ends with are not played, but done.
+    ///
+    /// # Errors
+    ///
+    /// When something is not as it should be; [`Skip`](crate::engine::Skip) or
+    /// [`Lacks`](crate::engine::Lacks) when it cannot be tried.
+    pub async fn play<E: Engine>(self, engine: &mut E, stage: &Stage) -> Result<()> {
+        match self {
+            Self::Start | Self::Teardown => Ok(()),
+            Self::Load => scenes::load(engine, stage).await,
+            Self::Stop => scenes::stop(engine, stage).await,
+            Self::Arguments => scenes::arguments(engine, stage).await,
+            Self::HostPid => scenes::host_pid(engine, stage).await,
+            Self::Pod => scenes::pod(engine, stage).await,
+            Self::Tutorial => scenes::tutorial(engine).await,
+            Self::Shared => scenes::shared(engine).await,
+            Self::Replace => scenes::replace(engine, stage).await,
+            Self::Restart => scenes::restart(engine, stage).await,
+            Self::Killed => scenes::killed(engine, stage).await,
+            Self::Hardened => scenes::hardened(engine, stage).await,
+            Self::Remapped => scenes::remapped(engine, stage).await,
+            Self::Foreign => scenes::foreign(engine, stage).await,
+            Self::Platforms => scenes::platforms(engine, stage).await,
+            Self::Many => scenes::many(engine, stage).await,
+            Self::Build => scenes::build(engine, stage).await,
+        }
+    }
 }
 
 impl Display for Scenario {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        f.pad(match self {
-            Self::Start => "start",
-            Self::Load => "load",
-            Self::Stop => "stop",
-            Self::Arguments => "arguments",
-            Self::HostPid => "host-pid",
-            Self::Pod => "pod",
-            Self::Replace => "replace",
-            Self::Hardened => "hardened",
-            Self::Build => "build",
-            Self::Teardown => "teardown",
-        })
+        let value = self.to_possible_value();
+        f.pad(value.as_ref().map_or("", PossibleValue::get_name))
     }
 }
-
-/// A scenario as one engine plays it.
-pub type Scene<E> = for<'a> fn(&'a E) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>>;
-
-/// An engine that the image is tried on. Another one is another implementation of this, in a file
-/// of its own, and a line in `main`.
-pub trait Engine: Sized + 'static {
-    /// Its name.
-    const NAME: support::engine::Engine;
-
-    /// What it is tried for, in this order. The first takes the image, and always comes along.
-    const SCENES: &[(Scenario, Scene<Self>)];
-
-    /// Brings up an instance of its own, apart from every other one on this machine.
-    ///
-    /// # Errors
-    ///
-    /// [`Skip`] when the machine has no such engine or may not run it; anything else is a failure.
-    async fn start(stage: &Stage) -> Result<Self>;
-
-    /// Removes everything that scenarios left, stops the instance and makes sure that nothing of it
-    /// remains. Where this is not reached, dropping stops the instance all the same.
-    ///
-    /// # Errors
-    ///
-    /// When something remains, or the instance does not stop by itself.
-    async fn teardown(self) -> Result<()>;
-}
-
-/// The error that says that something cannot be tried here, and why.
-#[derive(Debug)]
-pub struct Skip(pub String);
-
-impl Display for Skip {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
-
-impl Error for Skip {}

@@ -1,7 +1,7 @@
 //! An image to build in, made from the toolchain of this machine, so that the Dockerfile can be
 //! tried without a registry.
 
-use crate::scenario::Skip;
+use crate::engine::Skip;
 use crate::wait::success;
 use anyhow::{Result, ensure};
 use std::path::{Path, PathBuf};

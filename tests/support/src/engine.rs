@@ -11,11 +11,15 @@ pub enum Engine {
     Docker,
     /// containerd's CRI plugin, driven over its socket as a kubelet does.
     Containerd,
+    /// runc with bundles of our own.
+    Runc,
+    /// crun with bundles of our own.
+    Crun,
 }
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Docker, Self::Containerd];
+    pub const ALL: [Self; 4] = [Self::Docker, Self::Containerd, Self::Runc, Self::Crun];
 }
 
 impl Display for Engine {
@@ -23,6 +27,8 @@ impl Display for Engine {
         f.pad(match self {
             Self::Docker => "docker",
             Self::Containerd => "containerd",
+            Self::Runc => "runc",
+            Self::Crun => "crun",
         })
     }
 }
