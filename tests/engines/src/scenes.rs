@@ -373,7 +373,7 @@ pub async fn many(engine: &impl Engine, stage: &Stage) -> Result<()> {
     let pids: HashSet<_> = pods.iter().map(|(_, pause)| pause.pid).collect();
     same("the number of processes", pids.len() as u64, PODS)?;
     let checked = stream::iter(&pods).map(async |(pod, pause)| {
-        let again = asleep(engine, stage, pod).await?;
+        let again = asleep(engine, stage, pod).await.with_context(|| pod.name.clone())?;
         same("when pause started", again.stat()?.starttime, pause.stat()?.starttime)?;
         ensure!(engine.is_up(pod).await?, "the engine lost {}", pod.name);
         bar.inc(1);
