@@ -7,6 +7,7 @@ mod engine;
 mod host;
 mod images;
 mod pod;
+mod podman;
 mod report;
 mod scenario;
 mod scenes;
@@ -17,6 +18,7 @@ mod wait;
 use clap::Parser;
 use containerd::Containerd;
 use docker::Docker;
+use podman::Podman;
 use report::Report;
 use stage::{Props, Stage};
 use std::path::PathBuf;
@@ -55,6 +57,8 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let mut report = Report::new(args.require, args.filter)?;
     report.on::<Docker>(&stage).await;
     report.on::<Containerd>(&stage).await;
+    report.on::<Podman<false>>(&stage).await;
+    report.on::<Podman<true>>(&stage).await;
     let written = args.report.map_or(Ok(()), |document| report.write(&document));
     let code = report.close();
     written.and(Ok(code))

@@ -11,11 +11,15 @@ pub enum Engine {
     Docker,
     /// containerd's CRI plugin, driven over its socket as a kubelet does.
     Containerd,
+    /// Podman's pods, root's.
+    Podman,
+    /// Podman's pods, an ordinary user's.
+    PodmanRootless,
 }
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Docker, Self::Containerd];
+    pub const ALL: [Self; 4] = [Self::Docker, Self::Containerd, Self::Podman, Self::PodmanRootless];
 }
 
 impl Display for Engine {
@@ -23,6 +27,8 @@ impl Display for Engine {
         f.pad(match self {
             Self::Docker => "docker",
             Self::Containerd => "containerd",
+            Self::Podman => "podman",
+            Self::PodmanRootless => "podman-rootless",
         })
     }
 }
