@@ -11,9 +11,13 @@ use support::artifact::{self, Flavor, TARGETS};
 use support::engine::Engine;
 
 /// What the engines and their tests need, by its name in Debian and Ubuntu.
-const PACKAGES: [&str; 13] = [
+const PACKAGES: [&str; 17] = [
     "docker.io",
     "containerd",
+    "podman",
+    "uidmap",
+    "slirp4netns",
+    "buildah",
     "runc",
     "crun",
     "skopeo",

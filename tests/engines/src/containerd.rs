@@ -3,6 +3,7 @@
 
 use crate::daemon::{self, Daemon, Folder};
 use crate::engine::{Container, Engine, Lacks, Log, Pod, Sandbox, Skip, Spec};
+use crate::host;
 use crate::host::same;
 use crate::stage::Stage;
 use crate::wait::{success, until};
@@ -20,7 +21,6 @@ use k8s_cri::v1::{
     StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use nix::sys::signal::Signal;
-use procfs::process::Process;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -377,8 +377,7 @@ async fn configuration(folder: &Folder) -> Result<String> {
     pods["cni"]["bin_dir"] = (*plugins).into();
     pods["cni"]["conf_dir"] = path("networks").into();
     // Sandboxes want to be the last to go when memory runs out, and that is a privilege.
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
-    if Process::myself()?.status()?.capeff & CAP_SYS_RESOURCE == 0 {
+    if !host::has_cap_sys_resource()? {
         pods["restrict_oom_score_adj"] = true.into();
     }
     Ok(config.to_string())

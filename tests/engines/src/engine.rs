@@ -8,6 +8,7 @@ use std::error::Error;
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 use support::engine::Engine as Name;
+use support::sandbox::USER;
 use tokio::process::Command;
 
 /// A pod: what holds it together is a container of the image that is tried.
@@ -82,6 +83,12 @@ pub trait Engine: Sized + 'static {
     /// The least memory that a container can be given, in bytes. Docker accepts no less; where
     /// nobody minds, runc needs some of it to start the container.
     const LEAST_MEMORY: u64 = 6 << 20;
+
+    /// Whether it can limit the memory of a container.
+    const LIMITS_MEMORY: bool = true;
+
+    /// The user that pause is in a pod: the image's.
+    const USER: u32 = USER;
 
     /// Brings up an instance of its own, apart from every other one on this machine.
     ///

@@ -9,15 +9,14 @@ use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::fs;
 use support::proc;
-use support::sandbox::USER;
 
 /// Waits until the process `pid` sleeps as pause does when it has done everything else. It has to be
-/// `binary`, run by the image's user, whoever that is on the host.
+/// `binary`, run by `user` of its user namespace, whoever that is on the host.
 ///
 /// # Errors
 ///
 /// When it ends before that, or is another program or another user's.
-pub async fn asleep(pid: i32, binary: &[u8]) -> Result<Process> {
+pub async fn asleep(pid: i32, binary: &[u8], user: u32) -> Result<Process> {
     let process = Process::new(pid)?;
     until("pause sleeps", async || {
         // With an error when it is gone.
@@ -27,7 +26,7 @@ pub async fn asleep(pid: i32, binary: &[u8]) -> Result<Process> {
     .await?;
     same("the command line", process.cmdline()?, vec!["/pause".to_owned()])?;
     let status = process.status()?;
-    let expected = (on_host(pid, "uid_map", USER)?, on_host(pid, "gid_map", USER)?);
+    let expected = (on_host(pid, "uid_map", user)?, on_host(pid, "gid_map", user)?);
     same("the user and the group", (status.euid, status.egid), expected)?;
     ensure!(fs::read(format!("/proc/{pid}/exe"))? == binary, "the program is another one");
     Ok(process)
@@ -73,6 +72,16 @@ pub fn memory_limit(process: &Process) -> Result<u64> {
         }
     }
     bail!("it is in no control group for memory")
+}
+
+/// Whether this process may raise limits and lower OOM scores. Even root may not everywhere.
+///
+/// # Errors
+///
+/// When /proc cannot be read.
+pub fn has_cap_sys_resource() -> Result<bool> {
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    Ok(Process::myself()?.status()?.capeff & CAP_SYS_RESOURCE != 0)
 }
 
 /// The namespaces of `kinds` (`net`, `ipc`, ...) that `process` lives in, by their numbers.

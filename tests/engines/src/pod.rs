@@ -12,19 +12,19 @@ use support::proc::activity;
 /// How many.
 const ORPHANS: usize = 2_000;
 
-/// PID 1 is `/pause`, as the image's user, where the container's own `ps` looks.
+/// PID 1 is `/pause`, as the user it is to be, where the container's own `ps` looks.
 ///
 /// # Errors
 ///
 /// When it is not.
-pub async fn init(engine: &impl Engine, container: &Container) -> Result<()> {
+pub async fn init<E: Engine>(engine: &E, container: &Container) -> Result<()> {
     let list = shell(engine, container, "ps -o pid,user,args").await?;
     let init = list
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
         .find(|columns| columns.first() == Some(&"1"))
         .with_context(|| format!("ps shows no PID 1:\n{list}"))?;
-    same("PID 1 in ps", init, vec!["1", "65535", "/pause"])
+    same("PID 1 in ps", init, vec!["1", &E::USER.to_string(), "/pause"])
 }
 
 /// Orphans end in the pod, nothing of them remains, and nobody woke pause for it.

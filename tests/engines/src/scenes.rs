@@ -267,13 +267,15 @@ pub async fn hardened<E: Engine>(engine: &E, stage: &Stage) -> Result<()> {
     let pod = engine.start_pod("hardened", Sandbox::Usual).await?;
     let spec = Spec { shares_pid: false, hardened: true, ..Spec::new(&stage.reference, &[]) };
     let container = engine.run(&pod, "least", spec).await?;
-    let pause = host::asleep(engine.pid(&container).await?, &stage.binary).await?;
+    let pause = host::asleep(engine.pid(&container).await?, &stage.binary, USER).await?;
     let status = pause.status()?;
     same("the capabilities it could get", status.capbnd, Some(0))?;
     same("the flag no_new_privs", status.nonewprivs, Some(1))?;
     // SECCOMP_MODE_FILTER
     same("the seccomp mode", status.seccomp, Some(2))?;
-    same("the memory it may use", host::memory_limit(&pause)?, E::LEAST_MEMORY)?;
+    if E::LIMITS_MEMORY {
+        same("the memory it may use", host::memory_limit(&pause)?, E::LEAST_MEMORY)?;
+    }
     let mounts = pause.mountinfo()?;
     let mut root = mounts.iter().filter(|mount| mount.mount_point == Path::new("/"));
     ensure!(root.all(|root| root.mount_options.contains_key("ro")), "the root is writable");
@@ -292,12 +294,12 @@ pub async fn remapped(engine: &mut impl Engine, stage: &Stage) -> Result<()> {
     played
 }
 
-async fn has_other_users(engine: &impl Engine, stage: &Stage) -> Result<()> {
+async fn has_other_users<E: Engine>(engine: &E, stage: &Stage) -> Result<()> {
     load(engine, stage).await?;
     let (pod, pause) = started(engine, stage, "remapped", Sandbox::Remapped).await?;
     let own = host::namespaces(&Process::myself()?, &["user"])?;
     ensure!(host::namespaces(&pause, &["user"])? != own, "the user namespace is the host's");
-    ensure!(pause.status()?.euid != USER, "its user is one of the host's");
+    ensure!(pause.status()?.euid != E::USER, "its user is one of the host's");
     let beside = engine.run(&pod, "beside", IDLE).await?;
     pod::init(engine, &beside).await?;
     pod::reaps(&pause, engine, &beside).await?;
@@ -347,7 +349,7 @@ pub async fn platforms(engine: &impl Engine, stage: &Stage) -> Result<()> {
     let pod = engine.start_pod("platforms", Sandbox::Usual).await?;
     let spec = Spec { shares_pid: false, ..Spec::new(Stage::ALL, &[]) };
     let container = engine.run(&pod, "own", spec).await?;
-    host::asleep(engine.pid(&container).await?, &stage.binary).await?;
+    host::asleep(engine.pid(&container).await?, &stage.binary, USER).await?;
     engine.stop(&container).await?;
     same("the exit code", engine.exit_code(&container).await?, 0)?;
     engine.remove_pod(pod).await
@@ -411,8 +413,8 @@ async fn started(
 }
 
 /// Waits until a pod's pause sleeps; it has to be ours.
-async fn asleep(engine: &impl Engine, stage: &Stage, pod: &Pod) -> Result<Process> {
-    host::asleep(engine.pause(pod).await?, &stage.binary).await
+async fn asleep<E: Engine>(engine: &E, stage: &Stage, pod: &Pod) -> Result<Process> {
+    host::asleep(engine.pause(pod).await?, &stage.binary, E::USER).await
 }
 
 /// Has the engine end a pod by SIGTERM, and checks what it then tells about it.

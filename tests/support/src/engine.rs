@@ -11,6 +11,10 @@ pub enum Engine {
     Docker,
     /// containerd's CRI plugin, driven over its socket as a kubelet does.
     Containerd,
+    /// Podman's pods, root's.
+    Podman,
+    /// Podman's pods, an ordinary user's.
+    PodmanRootless,
     /// runc with bundles of our own.
     Runc,
     /// crun with bundles of our own.
@@ -19,7 +23,14 @@ pub enum Engine {
 
 impl Engine {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Docker, Self::Containerd, Self::Runc, Self::Crun];
+    pub const ALL: [Self; 6] = [
+        Self::Docker,
+        Self::Containerd,
+        Self::Podman,
+        Self::PodmanRootless,
+        Self::Runc,
+        Self::Crun,
+    ];
 }
 
 impl Display for Engine {
@@ -27,6 +38,8 @@ impl Display for Engine {
         f.pad(match self {
             Self::Docker => "docker",
             Self::Containerd => "containerd",
+            Self::Podman => "podman",
+            Self::PodmanRootless => "podman-rootless",
             Self::Runc => "runc",
             Self::Crun => "crun",
         })
