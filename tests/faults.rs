@@ -16,7 +16,7 @@ use nix::sys::ptrace;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::wait::WaitStatus;
-use nix::unistd::{SysconfVar, sysconf, write};
+use nix::unistd::{Pid, SysconfVar, getppid, sysconf, write};
 use std::ffi::OsString;
 use std::hint::spin_loop;
 use std::io;
@@ -42,8 +42,8 @@ const PARTS: &[Part] = &[
     ("sigterm_before_any_instruction", play_steps),
     ("sigterm_after_any_delay", play_delays),
     ("limits_of_zero", play_limits_of_zero),
-    ("little_address_space", |_| play_limit(Resource::RLIMIT_AS)),
-    ("little_stack", |_| play_limit(Resource::RLIMIT_STACK)),
+    ("little_address_space", play_little_address_space),
+    ("little_stack", play_little_stack),
 ];
 
 /// Parts of those that take more.
@@ -120,7 +120,7 @@ fn play_refused(arguments: &[OsString]) -> Result<()> {
 
 fn refuse(call: &Call, errno: i32, is_init: bool) -> Result<()> {
     let prepare = || {
-        spawn(play_child)?;
+        spawn_child()?;
         seccomp::refuse(call.number, call.first, errno)
     };
     let mut life = Start { is_init, argument: None, prepare: &prepare }.begin()?;
@@ -150,12 +150,18 @@ fn refuse(call: &Call, errno: i32, is_init: bool) -> Result<()> {
     ends_well(life, &said)
 }
 
-/// A child that stays as long as its parent.
-fn play_child() -> Result<()> {
-    set_pdeathsig(Signal::SIGKILL)?;
-    loop {
-        thread::park();
-    }
+/// Starts a child that stays as long as its parent.
+fn spawn_child() -> Result<()> {
+    let parent = Pid::this();
+    let stay = || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        // (The parent may have ended before that.)
+        while getppid() == parent {
+            thread::park();
+        }
+        Ok(())
+    };
+    spawn(stay).map(drop)
 }
 
 /// Ends a life by SIGTERM: exit code 0, and nothing on stderr but `said`.
@@ -202,7 +208,7 @@ fn play_trace(_: &[OsString]) -> Result<()> {
 /// Kills the process at any call that is not listed.
 fn play_allow_only(_: &[OsString]) -> Result<()> {
     let prepare = || {
-        spawn(play_child)?;
+        spawn_child()?;
         seccomp::allow_only(calls::all())
     };
     for (is_init, warning) in [(true, ""), (false, WARNING)] {
@@ -326,17 +332,21 @@ fn play_delays(_: &[OsString]) -> Result<()> {
 // Starvation.
 
 /// Lives with what `prepare` leaves it: true if it slept and stopped as always, false if the kernel
-/// did not let it come to its first instruction.
+/// did not let it come to its first instruction, or killed it for lack of memory.
 fn lives(is_init: bool, prepare: &dyn Fn() -> Result<()>) -> Result<bool> {
     let mut life = Start { is_init, argument: None, prepare }.begin_traced()?;
     if life.is_over() {
         return Ok(false);
     }
-    ptrace::detach(life.pid, None)?;
+    // (Killed in this moment it cannot be let go.)
+    let _ = ptrace::detach(life.pid, None);
     life.settle()?;
-    ensure!(!life.is_over(), "it ended: {:?}", life.end()?);
-    ends_well(life, &format!("{}{STOPPED}", if is_init { "" } else { WARNING }))?;
-    Ok(true)
+    life.signal(Signal::SIGTERM)?;
+    let (end, said) = life.end()?;
+    let all_said = said == format!("{}{STOPPED}", if is_init { "" } else { WARNING });
+    // Nobody sends this signal but the kernel's OOM killer.
+    ensure!(end == Ok(0) && all_said || end == Err(Signal::SIGKILL), "{end:?}, {said:?}");
+    Ok(end.is_ok())
 }
 
 /// Sets each limit to nothing.
@@ -359,26 +369,45 @@ fn play_limits_of_zero(_: &[OsString]) -> Result<()> {
         RLIMIT_SIGPENDING,
     ] {
         for is_init in [true, false] {
-            let lived = lives(is_init, &|| Ok(setrlimit(resource, 0, 0)?));
-            ensure!(lived.with_context(|| format!("{resource:?}"))?, "{resource:?}: no exec");
+            ensure!(lives_within(resource, 0, is_init)?, "no exec with {resource:?}");
         }
     }
     Ok(())
 }
 
-/// Allows one page of memory, two pages, and so on until there is more than enough.
-fn play_limit(resource: Resource) -> Result<()> {
-    let page = sysconf(SysconfVar::PAGE_SIZE)?.context("a page has a size")? as u64;
+/// Allows no page of address space, one page, and so on until there is more than enough.
+fn play_little_address_space(_: &[OsString]) -> Result<()> {
     for is_init in [true, false] {
-        let mut lived = Vec::new();
-        for pages in 0..200 {
-            let limit = || Ok(setrlimit(resource, pages * page, pages * page)?);
-            let context = || format!("{pages} pages, PID 1 {is_init}");
-            lived.push(lives(is_init, &limit).with_context(context)?);
-        }
-        ensure!(lived.contains(&true), "there were never enough pages");
+        let lived = pages(0).map(|bytes| lives_within(Resource::RLIMIT_AS, bytes, is_init));
+        let lived = lived.collect::<Result<Vec<_>>>()?;
+        ensure!(lived.contains(&true) && lived.contains(&false), "all limits are alike: {lived:?}");
     }
     Ok(())
+}
+
+/// Allows the stack that the kernel needs to deliver a signal, whatever program it is for, and more.
+fn play_little_stack(_: &[OsString]) -> Result<()> {
+    // SAFETY: reads what the kernel told this process at its start; 0 where it tells nothing.
+    let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) };
+    // `arch_align_stack` in the kernel's process.c begins up to so far below the top.
+    let randomized = 8192;
+    for is_init in [true, false] {
+        for bytes in pages(frame.max(4096) + randomized) {
+            ensure!(lives_within(Resource::RLIMIT_STACK, bytes, is_init)?, "no exec with {bytes}");
+        }
+    }
+    Ok(())
+}
+
+/// Sizes in bytes, from `least` on in whole pages.
+fn pages(least: u64) -> impl Iterator<Item = u64> {
+    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().expect("a page has a size") as u64;
+    (least.div_ceil(size)..).take(200).map(move |pages| pages * size)
+}
+
+fn lives_within(resource: Resource, bytes: u64, is_init: bool) -> Result<bool> {
+    lives(is_init, &|| Ok(setrlimit(resource, bytes, bytes)?))
+        .with_context(|| format!("{resource:?} is {bytes}, PID 1 {is_init}"))
 }
 
 /// Plays a part in a control group: the actor finds the way in on its stdin.
@@ -404,7 +433,7 @@ fn play_in_cgroup(_: &[OsString]) -> Result<()> {
 
 fn little_memory(group: &Cgroup) -> Result<()> {
     let mut lived = String::new();
-    for kib in (0..1024).step_by(16) {
+    for kib in (0..1024).step_by(8) {
         let bytes = (kib * 1024).to_string();
         group.set(("memory.limit_in_bytes", &bytes), ("memory.max", &bytes))?;
         lived += &act_in(group, "in-cgroup").with_context(|| format!("{kib} KiB"))?;
@@ -433,7 +462,7 @@ fn a_full_pid_namespace(group: &Cgroup) -> Result<()> {
 fn play_in_full_cgroup(_: &[OsString]) -> Result<()> {
     let prepare = || {
         enter_cgroup()?;
-        while spawn(play_child).is_ok() {}
+        while spawn_child().is_ok() {}
         Ok(())
     };
     print!("{}", lives(true, &prepare)?);

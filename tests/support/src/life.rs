@@ -3,7 +3,7 @@
 
 use crate::proc::{is_asleep, wait_until};
 use crate::sandbox::become_user;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use nix::libc;
 use nix::sched::{CloneFlags, clone};
 use nix::sys::ptrace::{self, Options};
@@ -72,11 +72,15 @@ impl Start<'_> {
             | Options::PTRACE_O_EXITKILL;
         ptrace::seize(life.pid, options).context("cannot trace")?;
         key.write_all(&[0])?;
-        match life.wait()? {
-            WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => {}
-            status => ensure!(life.is_over(), "{status:?} instead of exec"),
+        loop {
+            match life.wait()? {
+                WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => return Ok(life),
+                // With a tracer PID 1 would survive what exec kills it with.
+                WaitStatus::Stopped(_, signal) => ptrace::detach(life.pid, signal)?,
+                _ if life.is_over() => return Ok(life),
+                status => bail!("unexpected {status:?}"),
+            }
         }
-        Ok(life)
     }
 }
 
@@ -99,13 +103,14 @@ impl Life {
         matches!(self.status, Some(WaitStatus::Exited(..) | WaitStatus::Signaled(..)))
     }
 
-    /// Sends a signal to it.
+    /// Sends a signal to it, if it is not known to be over.
     ///
     /// # Errors
     ///
-    /// When it is over and known to be.
+    /// When this process may not.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        Ok(kill(self.pid, signal)?)
+        // Otherwise its number may be another's by now.
+        if self.is_over() { Ok(()) } else { Ok(kill(self.pid, signal)?) }
     }
 
     /// Waits until it sleeps, or is over.
