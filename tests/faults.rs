@@ -303,10 +303,14 @@ fn play_delays(_: &[OsString]) -> Result<()> {
     const LIVES: u32 = 4000;
     for is_init in [true, false] {
         let start = Start { is_init, argument: None, prepare: &|| Ok(()) };
-        let born = Instant::now();
-        start.begin()?.settle()?;
-        let until_asleep = born.elapsed();
-        let mut seen = Vec::new();
+        let until_asleep = || {
+            let born = Instant::now();
+            start.begin()?.settle()?;
+            Ok(born.elapsed())
+        };
+        // The quickest of some: the others were held up by other processes.
+        let lives = (0..20).map(|_| until_asleep()).collect::<Result<Vec<_>>>()?;
+        let until_asleep = *lives.iter().min().context("there are lives")?;
         for life in 0..LIVES {
             let delay = until_asleep * 2 * life / LIVES;
             let life = start.begin()?;
@@ -320,11 +324,7 @@ fn play_delays(_: &[OsString]) -> Result<()> {
                 [Early::Obeyed, Early::before_handler(is_init)].contains(&early),
                 "after {delay:?} (PID 1 {is_init}): {early:?}"
             );
-            if !seen.contains(&early) {
-                seen.push(early);
-            }
         }
-        ensure!(seen.len() == 2, "the delays were too long or too short: {seen:?}");
     }
     Ok(())
 }
@@ -433,7 +433,7 @@ fn play_in_cgroup(_: &[OsString]) -> Result<()> {
 
 fn little_memory(group: &Cgroup) -> Result<()> {
     let mut lived = String::new();
-    for kib in (0..1024).step_by(8) {
+    for kib in (0..512).step_by(16) {
         let bytes = (kib * 1024).to_string();
         group.set(("memory.limit_in_bytes", &bytes), ("memory.max", &bytes))?;
         lived += &act_in(group, "in-cgroup").with_context(|| format!("{kib} KiB"))?;
