@@ -20,7 +20,9 @@ use nix::unistd::{Pid, SysconfVar, getppid, sysconf, write};
 use std::ffi::OsString;
 use std::hint::spin_loop;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::thread;
 use std::time::Instant;
 use support::actor::{self, Part, spawn};
@@ -95,7 +97,10 @@ fn act(part: &str, arguments: &[&str]) -> Result<()> {
 
 /// A sandbox to start lives in.
 fn stage() -> Result<Sandbox> {
-    let sandbox = Setup::new(&artifact::build(Flavor::Freestanding)?).start()?;
+    static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+        artifact::build(Flavor::Freestanding).expect("the release binary can be built")
+    });
+    let sandbox = Setup::new(&BINARY).start()?;
     sandbox.wait_until_asleep()?;
     Ok(sandbox)
 }

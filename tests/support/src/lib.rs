@@ -3,6 +3,7 @@
 
 pub mod actor;
 pub mod artifact;
+pub mod attacks;
 pub mod calls;
 pub mod cgroup;
 pub mod engine;
