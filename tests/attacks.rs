@@ -4,8 +4,6 @@
 //! Each attempt is first made on a process that is like PID 1 but unprotected, and has to work there,
 //! or it would prove nothing. No seccomp filter is in the way of it, as an engine's would be.
 
-#![expect(clippy::incompatible_msrv, reason = "only the product keeps to an older Rust")]
-
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Trial};
 use nix::libc;

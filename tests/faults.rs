@@ -6,8 +6,6 @@
 //! only where it is this machine's: the other flavor makes its C library's calls too, and an emulator
 //! makes calls of its own.
 
-#![expect(clippy::incompatible_msrv, reason = "only the product keeps to an older Rust")]
-
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::libc;
@@ -55,8 +53,10 @@ const OTHER_PARTS: &[Part] = &[
     ("in-full-cgroup", play_in_full_cgroup),
 ];
 
-/// Trials that need a control group: what they are called, the group's controller, and what to do.
-const IN_CGROUPS: &[(&str, &str, fn(&Cgroup) -> Result<()>)] = &[
+/// A trial that needs a control group: what it is called, the group's controller, and what to do.
+type InCgroup = (&'static str, &'static str, fn(&Cgroup) -> Result<()>);
+
+const IN_CGROUPS: &[InCgroup] = &[
     ("little_memory", "memory", little_memory),
     ("little_cpu_time", "cpu", little_cpu_time),
     ("a_full_pid_namespace", "pids", a_full_pid_namespace),
@@ -305,7 +305,7 @@ fn early(mut life: Life) -> Result<Early> {
 /// Sends SIGTERM after delays from the clone on, which cover what the tracer does not see: the
 /// kernel's part of the birth.
 fn play_delays(_: &[OsString]) -> Result<()> {
-    const LIVES: u32 = 4000;
+    const LIVES: u32 = 4500;
     for is_init in [true, false] {
         let start = Start { is_init, argument: None, prepare: &|| Ok(()) };
         let until_asleep = || {
@@ -374,7 +374,9 @@ fn play_limits_of_zero(_: &[OsString]) -> Result<()> {
         RLIMIT_SIGPENDING,
     ] {
         for is_init in [true, false] {
-            ensure!(lives_within(resource, 0, is_init)?, "no exec with {resource:?}");
+            let lived = lives_within(resource, 0, is_init)?;
+            // The kernel kills what has no time left when a tick of its clock meets it.
+            ensure!(lived || resource == RLIMIT_CPU, "no exec with {resource:?}");
         }
     }
     Ok(())
