@@ -139,8 +139,9 @@ fn refuse(call: &Call, errno: i32, is_init: bool) -> Result<()> {
             format!("{warning}{STOPPED}")
         }
         Refused::Fails(complaint) => {
-            let end = life.end()?;
-            ensure!(end == (Ok(1), complaint.to_owned()), "{end:?}");
+            let (end, said) = life.end()?;
+            let said = said.strip_prefix(warning).unwrap_or(&said);
+            ensure!(end == Ok(1) && said == complaint, "{end:?}, {said:?}");
             return Ok(());
         }
     };
@@ -190,6 +191,10 @@ fn play_trace(_: &[OsString]) -> Result<()> {
         loop {
             ptrace::syscall(life.pid, signal.take())?;
             life.settle()?;
+            if life.status().is_none() {
+                life.signal(Signal::SIGTERM)?;
+                life.wait()?;
+            }
             match life.status() {
                 Some(WaitStatus::PtraceSyscall(_)) => {
                     let call = ptrace::syscall_info(life.pid)?;
@@ -201,8 +206,7 @@ fn play_trace(_: &[OsString]) -> Result<()> {
                     }
                 }
                 Some(WaitStatus::Stopped(_, stopped_by)) => signal = Some(stopped_by),
-                Some(_) => break,
-                None => life.signal(Signal::SIGTERM)?,
+                _ => break,
             }
         }
         ensure!(made == expected, "PID 1 {is_init}: {made:?} instead of {expected:?}");

@@ -95,11 +95,11 @@ pub fn run(args: &Args) -> Result<()> {
     let (status, stderr) = pod.wait()?;
     ensure!(status.code() == Some(0) && stderr == "pause: SIGTERM\n", "{status}, {stderr:?}");
     println!(
-        "passed: {} orphans in {}, {rounds} rounds of {} storms: no zombie, no wake-up, no growth \
+        "passed: {} orphans in {}, {} storms: no zombie, no wake-up, no growth \
          ({} KiB), SIGTERM ended it with 0",
         HumanCount(orphans),
         HumanDuration(start.elapsed()),
-        STORMS.len(),
+        HumanCount(rounds * STORMS.len() as u64),
         before.1,
     );
     Ok(())

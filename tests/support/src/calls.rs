@@ -14,6 +14,8 @@ pub struct Call {
     pub first: Option<i32>,
     /// What comes of it when the kernel refuses.
     pub refused: Refused,
+    /// Whether it is not made as PID 1.
+    pub only_elsewhere: bool,
 }
 
 /// What a process does that is refused a system call.
@@ -33,54 +35,28 @@ pub enum Refused {
 
 use Refused::{Continues, Fails, Mistaken, Mute, Spins};
 
-/// Those that PID 1 makes until it sleeps, in their order.
-pub const INIT: &[Call] = &[
+/// All until it sleeps, in their order.
+const CALLS: &[Call] = &[
     call("rt_sigaction(SIGPIPE)", libc::SYS_rt_sigaction, Some(libc::SIGPIPE), Continues),
-    call(
-        "rt_sigaction(SIGTERM)",
-        libc::SYS_rt_sigaction,
-        Some(libc::SIGTERM),
-        Fails("pause: cannot handle SIGTERM\n"),
-    ),
-    call(
-        "rt_sigaction(SIGINT)",
-        libc::SYS_rt_sigaction,
-        Some(libc::SIGINT),
-        Fails("pause: cannot handle SIGINT\n"),
-    ),
+    call("rt_sigaction(SIGTERM)", libc::SYS_rt_sigaction, Some(libc::SIGTERM), NO_SIGTERM),
+    call("rt_sigaction(SIGINT)", libc::SYS_rt_sigaction, Some(libc::SIGINT), NO_SIGINT),
     call("rt_sigprocmask", libc::SYS_rt_sigprocmask, None, Continues),
-    call(
-        "rt_sigaction(SIGCHLD)",
-        libc::SYS_rt_sigaction,
-        Some(libc::SIGCHLD),
-        Fails("pause: cannot ignore SIGCHLD\n"),
-    ),
+    call("rt_sigaction(SIGCHLD)", libc::SYS_rt_sigaction, Some(libc::SIGCHLD), NO_SIGCHLD),
     call("wait4", libc::SYS_wait4, None, Continues),
     call("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, Some(libc::PR_SET_DUMPABLE), Continues),
     call("close_range", libc::SYS_close_range, None, Continues),
     call("chdir", libc::SYS_chdir, None, Continues),
     call("getpid", libc::SYS_getpid, None, Mistaken),
-    SLEEP,
+    elsewhere(call("writev", libc::SYS_writev, None, Mute)),
+    elsewhere(call("prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, SUBREAPER, Continues)),
+    call(SLEEPING_NAME, SLEEPING_CALL, None, Spins),
 ];
 
-/// Those that it makes before the last one of these where it is not PID 1.
-pub const ELSEWHERE: &[Call] = &[
-    call("writev", libc::SYS_writev, None, Mute),
-    call(
-        "prctl(PR_SET_CHILD_SUBREAPER)",
-        libc::SYS_prctl,
-        Some(libc::PR_SET_CHILD_SUBREAPER),
-        Continues,
-    ),
-];
-
-/// The one that sleeps.
-const SLEEP: Call = call(
-    if SLEEPING_CALL == libc::SYS_ppoll { "ppoll" } else { "pause" },
-    SLEEPING_CALL,
-    None,
-    Spins,
-);
+const NO_SIGTERM: Refused = Fails("pause: cannot handle SIGTERM\n");
+const NO_SIGINT: Refused = Fails("pause: cannot handle SIGINT\n");
+const NO_SIGCHLD: Refused = Fails("pause: cannot ignore SIGCHLD\n");
+const SUBREAPER: Option<i32> = Some(libc::PR_SET_CHILD_SUBREAPER);
+const SLEEPING_NAME: &str = if SLEEPING_CALL == libc::SYS_ppoll { "ppoll" } else { "pause" };
 
 /// Those that it ends with.
 pub const END: [i64; 2] = [libc::SYS_writev, libc::SYS_exit_group];
@@ -89,14 +65,16 @@ pub const END: [i64; 2] = [libc::SYS_writev, libc::SYS_exit_group];
 pub const CLOSE: i64 = libc::SYS_close;
 
 const fn call(name: &'static str, number: i64, first: Option<i32>, refused: Refused) -> Call {
-    Call { name, number, first, refused }
+    Call { name, number, first, refused, only_elsewhere: false }
+}
+
+const fn elsewhere(call: Call) -> Call {
+    Call { only_elsewhere: true, ..call }
 }
 
 /// Those that it makes until it sleeps, in their order.
 pub fn until_asleep(is_init: bool) -> impl Iterator<Item = &'static Call> {
-    let (sleep, before) = INIT.split_last().expect("there are some");
-    let elsewhere = if is_init { &[] } else { ELSEWHERE };
-    before.iter().chain(elsewhere).chain([sleep])
+    CALLS.iter().filter(move |call| !(is_init && call.only_elsewhere))
 }
 
 /// The numbers of all that it ever makes.
