@@ -27,6 +27,7 @@ use support::actor::{self, Part, spawn};
 use support::artifact::{self, Flavor, TARGETS, Target};
 use support::proc::{SLEEPING_CALL, activity, anonymous, children, is_asleep, state, wait_until};
 use support::sandbox::{self, Sandbox, Setup};
+use support::seccomp::refuse;
 use support::trial;
 
 const STOPPED: &str = "pause: SIGTERM\n";
@@ -534,12 +535,7 @@ fn play_victim(_: &[OsString]) -> Result<()> {
 
 /// Becomes the user of PID 1, without privileges.
 fn become_same_user() -> Result<()> {
-    use nix::unistd::{Gid, Uid, setgid, setgroups, setuid};
-    if Uid::effective().is_root() {
-        setgroups(&[])?;
-        setgid(Gid::from_raw(sandbox::USER))?;
-        setuid(Uid::from_raw(sandbox::USER))?;
-    }
+    sandbox::become_user()?;
     for set in [caps::CapSet::Effective, caps::CapSet::Permitted] {
         caps::clear(None, set)?;
     }
@@ -652,30 +648,6 @@ fn a_refused_disposition_is_fatal(subject: &Subject) -> Result<()> {
 
 fn refuse_disposition_of(signal: i32) -> Result<()> {
     refuse(libc::SYS_rt_sigaction, Some(signal), libc::EPERM)
-}
-
-/// Lets the kernel answer a system call with `errno` from now on, also after exec; with an
-/// argument only if that is its first.
-fn refuse(call: i64, first: Option<i32>, errno: i32) -> Result<()> {
-    use seccompiler::{
-        SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    };
-    let rules = match first {
-        None => Vec::new(),
-        Some(value) => {
-            let condition =
-                SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value as u64)?;
-            vec![SeccompRule::new(vec![condition])?]
-        }
-    };
-    let filter = SeccompFilter::new(
-        [(call, rules)].into(),
-        SeccompAction::Allow,
-        SeccompAction::Errno(errno as u32),
-        env::consts::ARCH.try_into()?,
-    )?;
-    let program: seccompiler::BpfProgram = filter.try_into()?;
-    Ok(seccompiler::apply_filter(&program)?)
 }
 
 // Not PID 1.

@@ -7,6 +7,7 @@ use indicatif::HumanCount;
 use std::fs;
 use std::process::Command;
 use support::artifact::{self, Flavor, Kernel, TARGETS};
+use support::attacks::ATTACKS;
 
 /// The command line of `cargo xtask docs`.
 #[derive(clap::Args)]
@@ -16,7 +17,7 @@ pub struct Args {
     check: bool,
 }
 
-const DOCUMENTS: &[&str] = &["README.md", "docs/how-it-works.md"];
+const DOCUMENTS: &[&str] = &["README.md", "docs/how-it-works.md", "docs/security.md"];
 
 /// Around each table: the name of what fills it in stands between the two.
 const BEGIN: &str = "<!-- cargo xtask docs: ";
@@ -52,6 +53,7 @@ fn fill_in(document: &str) -> Result<String> {
         let (name, after) = after.split_once(BEGIN_END).context("a table has no name")?;
         let (_, after) = after.split_once(END).with_context(|| format!("{name} has no end"))?;
         let table = match name {
+            "attacks" => attacks(),
             "sizes" => size::markdown()?,
             "bytes" => bytes()?,
             "platforms" => platforms()?,
@@ -61,6 +63,18 @@ fn fill_in(document: &str) -> Result<String> {
         rest = after;
     }
     Ok(new + rest)
+}
+
+/// What a hostile container tries, and what comes of it.
+fn attacks() -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN);
+    table.set_header(["attempt on PID 1", "by user 65535", "by root", "test"]);
+    for attack in ATTACKS {
+        let [user, root] = [attack.user, attack.root].map(|outcome| outcome.to_string());
+        table.add_row([attack.attempt, &user, &root, &format!("`{}`", attack.name)]);
+    }
+    table.trim_fmt()
 }
 
 /// What the program is built for, how large it is there, and what it has been tried on.

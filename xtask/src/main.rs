@@ -5,6 +5,7 @@ mod docs;
 mod engines;
 mod image;
 mod size;
+mod soak;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -30,10 +31,12 @@ enum Task {
     Image(image::Args),
     /// Check the sizes of the image against their budgets
     Size(size::Args),
+    /// Let storms rage over PID 1: orphans, forks, signals
+    Soak(soak::Args),
 }
 
 fn main() -> ExitCode {
-    actor::take_the_stage(demo::PARTS);
+    actor::take_the_stage(&[demo::PARTS, soak::PARTS].concat());
     match run(Cli::parse().task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -50,5 +53,6 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Engines(args) => engines::run(&args),
         Task::Image(args) => image::run(&args),
         Task::Size(args) => size::run(&args),
+        Task::Soak(args) => soak::run(&args),
     }
 }

@@ -3,8 +3,13 @@
 
 pub mod actor;
 pub mod artifact;
+pub mod attacks;
+pub mod calls;
+pub mod cgroup;
 pub mod engine;
+pub mod life;
 pub mod orphans;
 pub mod proc;
 pub mod sandbox;
+pub mod seccomp;
 pub mod trial;

@@ -18,7 +18,11 @@ pub(crate) const PARTS: &[Part] =
     &[("orphans", orphans), ("crowd", crowd), ("late", late), ("threaded", threaded)];
 
 /// Leaves behind an orphan that runs `orphan` as soon as PID 1 has adopted it.
-fn abandon(orphan: impl FnOnce() -> Result<()>) -> Result<()> {
+///
+/// # Errors
+///
+/// When fork(2) fails: as a rule the limit of processes.
+pub fn abandon(orphan: impl FnOnce() -> Result<()>) -> Result<()> {
     let parent = spawn(|| {
         let parent = Pid::this();
         spawn(|| {
@@ -33,9 +37,13 @@ fn abandon(orphan: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// The number of orphans asked for.
-fn number(arguments: &[OsString]) -> Result<usize> {
-    let [number] = arguments else { bail!("takes the number of orphans") };
+/// The number that a part was given.
+///
+/// # Errors
+///
+/// When it was given none.
+pub fn number(arguments: &[OsString]) -> Result<usize> {
+    let [number] = arguments else { bail!("takes a number") };
     number.to_str().and_then(|number| number.parse().ok()).context("the number is none")
 }
 

@@ -1,10 +1,11 @@
 //! Looking at processes through /proc, and waiting until they are in the state that is asked for.
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use procfs::process::{Process, all_processes};
 use std::fs;
-use std::thread::sleep;
+use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 
 /// How long a state may take to come about. Only there to turn a hang into a failure: nothing here
@@ -22,7 +23,11 @@ pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> 
         if start.elapsed() > PATIENCE {
             bail!("waited {} s in vain until {state}", PATIENCE.as_secs());
         }
-        sleep(Duration::from_millis(1));
+        // What takes a moment only is not slept over: there are tests that wait many thousand times.
+        match start.elapsed() < Duration::from_millis(1) {
+            true => yield_now(),
+            false => sleep(Duration::from_millis(1)),
+        }
     }
     Ok(())
 }
@@ -59,6 +64,12 @@ pub const SLEEPING_CALL: i64 = libc::SYS_ppoll;
 
 /// That call, and those that an emulator sleeps in for it.
 const SLEEPING_CALLS: [i64; 3] = [SLEEPING_CALL, libc::SYS_ppoll, libc::SYS_rt_sigsuspend];
+
+/// Whether the process has a handler for `signal`.
+pub fn catches(pid: Pid, signal: Signal) -> bool {
+    let caught = Process::new(pid.as_raw()).and_then(|process| process.status());
+    caught.is_ok_and(|status| status.sigcgt >> (signal as i32 - 1) & 1 == 1)
+}
 
 /// The children of a process, zombies among them.
 pub fn children(parent: Pid) -> Vec<Pid> {

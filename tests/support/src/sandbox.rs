@@ -359,11 +359,7 @@ fn bring_libraries() -> Result<()> {
 
 /// Becomes the user that the image names, plays the preparation, and turns into `/pause`.
 fn become_pause(preparation: &OsStr, emulated: bool, arguments: &[OsString]) -> Result<Infallible> {
-    if geteuid().is_root() {
-        setgroups(&[])?;
-        setgid(Gid::from_raw(USER))?;
-        setuid(Uid::from_raw(USER))?;
-    }
+    become_user()?;
     // Whoever ends the launcher ends the sandbox. (A change of user would undo this.)
     set_pdeathsig(Signal::SIGKILL)?;
     if !preparation.is_empty() {
@@ -377,6 +373,20 @@ fn become_pause(preparation: &OsStr, emulated: bool, arguments: &[OsString]) -> 
         words.push(CString::new(argument.as_bytes())?);
     }
     execv(&words[0].clone(), &words).context("cannot start /pause")
+}
+
+/// Becomes the user that the image names, where this one may; an ordinary user is that user inside.
+///
+/// # Errors
+///
+/// When root is not allowed to.
+pub fn become_user() -> Result<()> {
+    if geteuid().is_root() {
+        setgroups(&[])?;
+        setgid(Gid::from_raw(USER))?;
+        setuid(Uid::from_raw(USER))?;
+    }
+    Ok(())
 }
 
 /// Joins the namespaces of a process and plays a part there.
