@@ -15,9 +15,6 @@ use std::time::{Duration, Instant};
 /// What of /proc/meminfo grows with each process.
 pub const KINDS: [&str; 4] = ["AnonPages", "PageTables", "KernelStack", "Slab"];
 
-/// How long to wait at most for the counters to come to rest.
-const REST: Duration = Duration::from_secs(2);
-
 /// Measures how memory grows with the number of instances.
 ///
 /// # Errors
@@ -40,7 +37,7 @@ pub fn measure(peers: &[Peer], plan: &Plan, progress: &Progress) -> Result<Vec<S
             if let Ok(cgroup) = &cgroup {
                 cgroup.enter()?;
             }
-            let before = settled()?;
+            let before = settled(plan.patience)?;
             let charged_before = cgroup.as_ref().ok().map(Cgroup::charge).transpose()?;
             let mut instances = Vec::new();
             for (step, growth) in steps.iter().zip(&mut growth) {
@@ -49,7 +46,7 @@ pub fn measure(peers: &[Peer], plan: &Plan, progress: &Progress) -> Result<Vec<S
                     progress.tick();
                 }
                 instances.iter().try_for_each(Instance::wait_until_asleep)?;
-                let now = settled()?;
+                let now = settled(plan.patience)?;
                 let each = |kind: usize| (now[kind] - before[kind]) / *step as f64;
                 growth.samples[index].push((0..KINDS.len()).map(each).sum());
                 if *step == plan.instances {
@@ -116,14 +113,14 @@ fn steps(instances: usize) -> Vec<usize> {
 
 /// The counters of [`KINDS`] in KiB, once they have come to rest: what has ended before is given
 /// back in the kernel's own time. On a busy machine they never do, which the spread then shows.
-fn settled() -> Result<[f64; 4]> {
+fn settled(patience: Duration) -> Result<[f64; 4]> {
     let start = Instant::now();
     let mut last = read()?;
     loop {
         sleep(Duration::from_millis(50));
         let now = read()?;
-        let is_at_rest = now.iter().zip(&last).all(|(now, last)| (now - last).abs() <= 64.0);
-        if is_at_rest || start.elapsed() > REST {
+        let is_at_rest = now.iter().zip(&last).all(|(now, last)| (now - last).abs() <= 256.0);
+        if is_at_rest || start.elapsed() > patience {
             return Ok(now);
         }
         last = now;

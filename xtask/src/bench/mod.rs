@@ -55,6 +55,8 @@ pub struct Args {
 pub struct Plan {
     instances: usize,
     memory_rounds: usize,
+    /// How long to wait at most for the machine's memory to come to rest.
+    patience: Duration,
     orphans: usize,
     reaping_rounds: usize,
     warm_up: usize,
@@ -78,6 +80,7 @@ pub fn run(args: &Args) -> Result<()> {
         Plan {
             instances: 20,
             memory_rounds: 1,
+            patience: Duration::ZERO,
             orphans: 100,
             reaping_rounds: 1,
             warm_up: 1,
@@ -88,6 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
         Plan {
             instances: args.instances as usize,
             memory_rounds: 3,
+            patience: Duration::from_secs(2),
             orphans: args.orphans as usize,
             reaping_rounds: 3,
             warm_up: 20,

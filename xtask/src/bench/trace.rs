@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
@@ -72,14 +72,14 @@ fn count(peer: &Peer, step: Step) -> Result<usize> {
     ptrace::setoptions(instance.pid, options)?;
     resume(instance.pid, None).context("this machine does not trace like that")?;
 
-    let mut tracees = BTreeSet::from([instance.pid]);
+    let mut tracees = Tracees(BTreeSet::from([instance.pid]));
     let mut count = 0;
     let mut progressed = Instant::now();
     loop {
         let status = waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL))?;
         let (pid, signal) = match status {
             WaitStatus::StillAlive => {
-                if tracees.iter().all(|&pid| sleeps(pid)) {
+                if tracees.0.iter().all(|&pid| sleeps(pid)) {
                     return Ok(count);
                 }
                 ensure!(progressed.elapsed() < PATIENCE, "{} does not come to rest", peer.name);
@@ -96,11 +96,11 @@ fn count(peer: &Peer, step: Step) -> Result<usize> {
                 (pid, None)
             }
             // This is how a new tracee begins.
-            WaitStatus::Stopped(pid, Signal::SIGSTOP) if tracees.insert(pid) => (pid, None),
+            WaitStatus::Stopped(pid, Signal::SIGSTOP) if tracees.0.insert(pid) => (pid, None),
             WaitStatus::Stopped(pid, signal) => (pid, Some(signal)),
             WaitStatus::PtraceEvent(pid, ..) => (pid, None),
             WaitStatus::Exited(pid, _) | WaitStatus::Signaled(pid, ..) if pid != instance.pid => {
-                tracees.remove(&pid);
+                tracees.0.remove(&pid);
                 continue;
             }
             ended => bail!("{} ended instead of sleeping: {ended:?}", peer.name),
@@ -109,6 +109,22 @@ fn count(peer: &Peer, step: Step) -> Result<usize> {
         match resume(pid, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// What is being traced. Dropping it kills it: PID 1 could not end before this process, being their
+/// tracer, has collected the others.
+struct Tracees(BTreeSet<Pid>);
+
+impl Drop for Tracees {
+    fn drop(&mut self) {
+        for &pid in self.0.iter().rev() {
+            let _ = kill(pid, Signal::SIGKILL);
+            while !matches!(
+                waitpid(pid, Some(WaitPidFlag::__WALL)),
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_)
+            ) {}
         }
     }
 }
