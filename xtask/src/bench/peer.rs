@@ -78,6 +78,11 @@ impl Peer {
         shell_words::join([name].into_iter().chain(arguments))
     }
 
+    /// Whether it starts a command of its own, behind `--`.
+    pub fn runs_command(&self) -> bool {
+        self.words.iter().any(|word| word.as_bytes() == b"--")
+    }
+
     /// Whether it is the product.
     pub fn is_ours(&self) -> bool {
         self.name == OURS
