@@ -1,5 +1,6 @@
 //! The workshop: everything that is done with the product and is not in it.
 
+mod bench;
 mod demo;
 mod docs;
 mod engines;
@@ -21,6 +22,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Measure what it costs, beside its peers
+    Bench(bench::Args),
     /// Act out what a pause container is for, without root and without an engine
     Demo(demo::Args),
     /// Fill in the tables of the documents
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
+        Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Engines(args) => engines::run(&args),
