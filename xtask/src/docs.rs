@@ -1,6 +1,6 @@
 //! `cargo xtask docs`: the tables of the documents, filled in by the commands that know.
 
-use crate::size;
+use crate::{audit, size};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::HumanCount;
@@ -16,7 +16,7 @@ pub struct Args {
     check: bool,
 }
 
-const DOCUMENTS: &[&str] = &["README.md", "docs/how-it-works.md"];
+const DOCUMENTS: &[&str] = &["README.md", "docs/audit.md", "docs/how-it-works.md"];
 
 /// Around each table: the name of what fills it in stands between the two.
 const BEGIN: &str = "<!-- cargo xtask docs: ";
@@ -53,7 +53,9 @@ fn fill_in(document: &str) -> Result<String> {
         let (_, after) = after.split_once(END).with_context(|| format!("{name} has no end"))?;
         let table = match name {
             "sizes" => size::markdown()?,
+            "audit" => audit::page()?,
             "bytes" => bytes()?,
+            "calls" => audit::calls()?,
             "platforms" => platforms()?,
             name => bail!("there is no table {name}"),
         };
@@ -61,6 +63,13 @@ fn fill_in(document: &str) -> Result<String> {
         rest = after;
     }
     Ok(new + rest)
+}
+
+/// A table in Markdown.
+pub fn markdown<const N: usize>(header: [&str; N], rows: Vec<[String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(header).add_rows(rows);
+    table.trim_fmt()
 }
 
 /// What the program is built for, how large it is there, and what it has been tried on.

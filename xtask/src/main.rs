@@ -1,5 +1,6 @@
 //! The workshop: everything that is done with the product and is not in it.
 
+mod audit;
 mod demo;
 mod docs;
 mod engines;
@@ -20,6 +21,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Tell what the shipped file can do, and check that it is what is documented
+    Audit(audit::Args),
     /// Act out what a pause container is for, without root and without an engine
     Demo(demo::Args),
     /// Fill in the tables of the documents
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
+        Task::Audit(args) => audit::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Engines(args) => engines::run(&args),
