@@ -88,6 +88,31 @@ pub fn calls() -> Result<String> {
     Ok(names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
 }
 
+/// What the program has at an offset of its file, in words.
+pub fn place(bytes: &[u8], offset: u64) -> String {
+    let Ok(audit) = Audit::of(bytes) else { return "in a program for another machine".into() };
+    let headers = size_of::<FileHeader64<Endianness>>() as u64;
+    if offset < headers {
+        return "in the ELF header".into();
+    }
+    if offset < audit.code.entry {
+        return "in the program headers".into();
+    }
+    let before = audit.code.instructions.range(..=offset).next_back();
+    if let Some((at, instruction)) = before.filter(|(_, it)| offset < it.next_ip()) {
+        return format!("in the instruction {instruction} at {at:#x}");
+    }
+    match audit.code.bytes.get(..offset as usize + 1) {
+        Some(before) => {
+            let start = before.iter().rposition(|&byte| matches!(byte, b'\n' | 0));
+            let start = start.filter(|_| offset > 0).map_or(0, |it| it as u64);
+            let text = if start == offset { start } else { start + 1 };
+            format!("in the text {}", audit.code.show_value(Value::Address(text)))
+        }
+        None => "behind the segment".into(),
+    }
+}
+
 fn release() -> Result<Audit> {
     let path = native()?;
     Audit::of(&fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?)

@@ -5,7 +5,9 @@ mod demo;
 mod docs;
 mod engines;
 mod image;
+mod sbom;
 mod size;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -31,8 +33,12 @@ enum Task {
     Engines(engines::Args),
     /// Write the image as one archive for every container engine
     Image(image::Args),
+    /// Write the bill of materials of what ships, in CycloneDX
+    Sbom(sbom::Args),
     /// Check the sizes of the image against their budgets
     Size(size::Args),
+    /// Build the image anew, and tell how another one differs from it
+    Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +59,8 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Docs(args) => docs::run(&args),
         Task::Engines(args) => engines::run(&args),
         Task::Image(args) => image::run(&args),
+        Task::Sbom(args) => sbom::run(&args),
         Task::Size(args) => size::run(&args),
+        Task::Verify(args) => verify::run(&args),
     }
 }
