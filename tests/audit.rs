@@ -16,6 +16,8 @@ const PARTS: &[Part] = &[("tracer", tracer::play)];
 #[cfg(not(target_arch = "x86_64"))]
 const PARTS: &[Part] = &[];
 
+type Test = (&'static str, fn() -> Result<()>);
+
 fn main() -> ExitCode {
     actor::take_the_stage(PARTS);
     let mut trials = vec![Trial::ignorable_test("trace_finds_the_same_calls", || {
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
             Err(error) => trial::skip(format!("{error:#}")),
         }
     })];
-    let tests: [(&str, fn() -> Result<()>); 7] = [
+    let tests: [Test; 7] = [
         ("writable_segment_is_objected_to", writable_segment_is_objected_to),
         ("executable_stack_is_objected_to", executable_stack_is_objected_to),
         ("missing_stack_header_is_objected_to", missing_stack_header_is_objected_to),

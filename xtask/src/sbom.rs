@@ -63,8 +63,9 @@ fn bill(recipe: &Recipe) -> Result<Bom> {
     }
     root.components = Some(Components(binaries));
 
-    let lock: DocumentMut =
-        fs::read_to_string(artifact::project().join("Cargo.lock"))?.parse().context("Cargo.lock")?;
+    let lock: DocumentMut = fs::read_to_string(artifact::project().join("Cargo.lock"))?
+        .parse()
+        .context("Cargo.lock")?;
     let locked = lock["package"].as_array_of_tables().context("Cargo.lock has no packages")?;
     let resolve = cargo.resolve.as_ref().context("cargo resolved nothing")?;
     let node = resolve.nodes.iter().find(|node| node.id == product.id).context("no product")?;
