@@ -639,8 +639,9 @@ fn forged(binary: impl Fn(&mut Vec<u8>), config: impl Fn(&mut Value)) -> Vec<u8>
     let mut program = BINARY.clone();
     binary(&mut program);
     let layer = tar(&[("pause", &program)], 0o755);
-    let gzip = flate2::GzBuilder::new().read(&layer[..], flate2::Compression::best());
-    let compressed = { gzip }.bytes().collect::<Result<Vec<_>, _>>().unwrap();
+    let mut gzip = flate2::GzBuilder::new().read(&layer[..], flate2::Compression::best());
+    let mut compressed = Vec::new();
+    gzip.read_to_end(&mut compressed).unwrap();
     let mut configuration = IMAGE.config();
     configuration["rootfs"]["diff_ids"][0] = json!(digest(&layer));
     config(&mut configuration);
