@@ -44,6 +44,11 @@ fn main() -> ExitCode {
         several_platforms("size_checks_every_platform", size_checks_every_platform),
         test("unknown_platforms_are_refused", unknown_platforms_are_refused),
         test("missing_core_writes_nothing", missing_core_writes_nothing),
+        test("flags_of_the_caller_do_not_matter", flags_of_the_caller_do_not_matter),
+        test("verify_knows_its_own", verify_knows_its_own),
+        test("verify_tells_what_differs", verify_tells_what_differs),
+        test("verify_refuses_what_is_no_image", verify_refuses_what_is_no_image),
+        test("bill_of_materials_is_the_same_each_time", bill_of_materials_is_the_same_each_time),
     ];
     let conclusion = libtest_mimic::run(&Arguments::from_args(), tests);
     // Nobody else drops what is static.
@@ -520,6 +525,168 @@ fn missing_core_writes_nothing() {
     let remedy = format!("rustup target add {}", foreign.triple);
     assert!(message.contains(&remedy), "{message}");
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+}
+
+fn flags_of_the_caller_do_not_matter() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("pause.tar");
+    // Not through cargo, or the flags would build the whole workshop anew.
+    let mut command = Command::new(xtask_binary());
+    command.current_dir(artifact::project()).env_remove("SOURCE_DATE_EPOCH");
+    command.env("CARGO_TARGET_DIR", folder.path().join("t"));
+    command.env("RUSTFLAGS", "-Copt-level=3").env("CARGO_PROFILE_RELEASE_STRIP", "false");
+    command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "3");
+    command.arg("image").args(FIXED).arg("--output").arg(&path);
+    let image = Image::read(&path, succeed(&mut command));
+    assert_eq!(image.told("manifest digest"), IMAGE.told("manifest digest"));
+}
+
+/// `cargo xtask verify` of the commit that the images here are said to be of.
+fn verify(subject: impl AsRef<OsStr>) -> Command {
+    let mut command = xtask(artifact::project());
+    command.args(["verify", "--revision", REVISION]).arg(subject);
+    command
+}
+
+/// Verifies an archive that must be refused, and returns the reasons.
+fn refused(archive: &[u8]) -> String {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("pause.tar");
+    fs::write(&path, archive).unwrap();
+    fail(&mut verify(&path))
+}
+
+fn verify_knows_its_own() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("pause.tar");
+    fs::write(&path, &IMAGE.bytes).unwrap();
+    let manifest = IMAGE.manifest();
+    for (subject, answer) in [
+        (path.to_str().unwrap(), "byte for byte"),
+        (IMAGE.told("manifest digest"), "the image"),
+        (manifest["config"]["digest"].as_str().unwrap(), "the config"),
+        (manifest["layers"][0]["digest"].as_str().unwrap(), "the layer"),
+        (&digest(&BINARY), "the binary"),
+    ] {
+        let said = succeed(&mut verify(subject));
+        assert!(said.contains(answer), "{subject}: {said}");
+    }
+}
+
+fn verify_tells_what_differs() {
+    // The same again, or the rest would prove nothing.
+    assert!(forged(|_| {}, |_| {}) == IMAGE.bytes);
+
+    let message = refused(&forged(|binary| binary[0x10] ^= 1, |_| {}));
+    assert!(message.contains("/pause (mode 755"), "{message}");
+    assert!(message.contains("from byte 0x10 on"), "{message}");
+    let last = BINARY.iter().rposition(|byte| byte.is_ascii_alphabetic()).unwrap();
+    let message = refused(&forged(|binary| binary[last] ^= 1, |_| {}));
+    assert!(message.contains(&format!("from byte {last:#x} on")), "{message}");
+    if env::consts::ARCH == "x86_64" {
+        assert!(message.contains("in the text"), "{message}");
+    }
+    let message = refused(&forged(|_| {}, |config| config["config"]["User"] = json!("0:0")));
+    assert!(message.contains("config, config, User: \"0:0\""), "{message}");
+    assert!(!message.contains("/pause (mode"), "{message}");
+
+    // A byte that is in no file: the owner's name in the first header.
+    let mut archive = IMAGE.bytes.clone();
+    archive[265] = b'x';
+    let sum: u32 = archive[..512].iter().map(|&byte| u32::from(byte)).sum::<u32>()
+        - archive[148..156].iter().map(|&byte| u32::from(byte)).sum::<u32>()
+        + 8 * u32::from(b' ');
+    archive[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let message = refused(&archive);
+    assert!(message.contains("the archive is not, from byte"), "{message}");
+}
+
+fn verify_refuses_what_is_no_image() {
+    assert!(refused(b"").contains("cannot be read as an archive"));
+    assert!(refused(&IMAGE.bytes[..1500]).contains("cannot be read as an archive"));
+    // A byte of the layer.
+    let mut archive = IMAGE.bytes.clone();
+    let layer = &IMAGE.blob(&IMAGE.manifest()["layers"][0]).bytes;
+    let at = archive.windows(layer.len()).position(|it| it == layer).unwrap();
+    archive[at + layer.len() / 2] ^= 1;
+    assert!(refused(&archive).contains("is not what its name says"));
+    assert!(fail(&mut verify("sha256:00")).contains("nothing that is sha256:00"));
+    assert!(fail(&mut verify("nowhere")).contains("cannot be read"));
+}
+
+/// The image as somebody would make it who changed the binary or the configuration, and all that
+/// depends on them.
+fn forged(binary: impl Fn(&mut Vec<u8>), config: impl Fn(&mut Value)) -> Vec<u8> {
+    fn tar(files: &[(&str, &[u8])], mode: u32) -> Vec<u8> {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (path, bytes) in files {
+            let mut header = tar::Header::new_ustar();
+            header.set_path(path).unwrap();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(mode);
+            header.set_mtime(0);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_cksum();
+            archive.append(&header, *bytes).unwrap();
+        }
+        archive.into_inner().unwrap()
+    }
+    let describe = |descriptor: &mut Value, bytes: &[u8]| {
+        descriptor["digest"] = json!(digest(bytes));
+        descriptor["size"] = json!(bytes.len());
+    };
+    let mut program = BINARY.clone();
+    binary(&mut program);
+    let layer = tar(&[("pause", &program)], 0o755);
+    let mut gzip = flate2::GzBuilder::new().read(&layer[..], flate2::Compression::best());
+    let mut compressed = Vec::new();
+    gzip.read_to_end(&mut compressed).unwrap();
+    let mut configuration = IMAGE.config();
+    configuration["rootfs"]["diff_ids"][0] = json!(digest(&layer));
+    config(&mut configuration);
+    let configuration = configuration.to_string().into_bytes();
+    let mut manifest = IMAGE.manifest();
+    describe(&mut manifest["layers"][0], &compressed);
+    describe(&mut manifest["config"], &configuration);
+    let (layer_path, config_path) =
+        (blob_path(&manifest["layers"][0]), blob_path(&manifest["config"]));
+    let manifest = manifest.to_string().into_bytes();
+    let mut index = IMAGE.json("index.json");
+    describe(&mut index["manifests"][0], &manifest);
+    let manifest_path = blob_path(&index["manifests"][0]);
+    let mut docker = IMAGE.json("manifest.json");
+    docker[0]["Config"] = json!(config_path);
+    docker[0]["Layers"][0] = json!(layer_path);
+    let files = [
+        ("oci-layout", &*IMAGE.files["oci-layout"].bytes),
+        ("index.json", index.to_string().as_bytes()),
+        ("manifest.json", docker.to_string().as_bytes()),
+        (&*manifest_path, &*manifest),
+        (&config_path, &configuration),
+        (&layer_path, &compressed),
+    ]
+    .map(|(path, bytes)| (path.to_owned(), bytes.to_vec()));
+    tar(&files.each_ref().map(|(path, bytes)| (&**path, &**bytes)), 0o644)
+}
+
+fn bill_of_materials_is_the_same_each_time() {
+    let folder = TempDir::new().unwrap();
+    let write = |name: &str| {
+        let path = folder.path().join(name);
+        succeed(xtask(artifact::project()).arg("sbom").arg("--output").arg(&path));
+        fs::read(path).unwrap()
+    };
+    let bill = write("one");
+    assert!(bill == write("two"));
+    // The program checks it by the library that knows CycloneDX; this is what ships.
+    let bill: Value = serde_json::from_slice(&bill).unwrap();
+    assert_eq!(bill["bomFormat"], "CycloneDX");
+    let components = bill["components"].as_array().unwrap();
+    let names: Vec<_> = components.iter().map(|it| it["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["libc"]);
+    let hash = &bill["metadata"]["component"]["components"][0]["hashes"][0]["content"];
+    assert_eq!(format!("sha256:{}", hash.as_str().unwrap()), digest(&BINARY));
 }
 
 /// The workshop's own program, built: under cargo the compiler could not be another one.

@@ -1,6 +1,6 @@
 //! `cargo xtask docs`: the tables of the documents, filled in by the commands that know.
 
-use crate::size;
+use crate::{audit, size};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use indicatif::HumanCount;
@@ -17,7 +17,8 @@ pub struct Args {
     check: bool,
 }
 
-const DOCUMENTS: &[&str] = &["README.md", "docs/how-it-works.md", "docs/security.md"];
+const DOCUMENTS: &[&str] =
+    &["README.md", "docs/audit.md", "docs/how-it-works.md", "docs/security.md"];
 
 /// Around each table: the name of what fills it in stands between the two.
 const BEGIN: &str = "<!-- cargo xtask docs: ";
@@ -55,7 +56,9 @@ fn fill_in(document: &str) -> Result<String> {
         let table = match name {
             "attacks" => attacks(),
             "sizes" => size::markdown()?,
+            "audit" => audit::page()?,
             "bytes" => bytes()?,
+            "calls" => audit::calls()?,
             "platforms" => platforms()?,
             name => bail!("there is no table {name}"),
         };
@@ -74,6 +77,13 @@ fn attacks() -> String {
         let [user, root] = [attack.user, attack.root].map(|outcome| outcome.to_string());
         table.add_row([attack.attempt, &user, &root, &format!("`{}`", attack.name)]);
     }
+    table.trim_fmt()
+}
+
+/// A table in Markdown.
+pub fn markdown<const N: usize>(header: [&str; N], rows: Vec<[String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(header).add_rows(rows);
     table.trim_fmt()
 }
 

@@ -77,7 +77,8 @@ pub struct Image {
     pub variants: Vec<Variant>,
     /// Bytes of all of it in one file.
     pub archive_size: u64,
-    archive: Vec<u8>,
+    /// That file.
+    pub archive: Vec<u8>,
 }
 
 /// The image for one platform.
@@ -256,8 +257,39 @@ impl Image {
 }
 
 impl Recipe {
+    /// The recipe of an image that is there: for its name, its platforms and its time. It is made
+    /// from the sources that are here, whatever it says; that counts only where nobody else knows.
+    ///
+    /// # Errors
+    ///
+    /// When the image is of a kind that is not made here.
+    pub fn adapted(
+        &self,
+        tag: Option<&str>,
+        names: &[&str],
+        claimed: Option<&str>,
+        timestamp: u64,
+    ) -> Result<Self> {
+        let revision = self.revision.clone().or_else(revision);
+        Ok(Self {
+            tag: tag.map(reference).transpose()?,
+            platform: names.iter().map(|name| platforms(name)).collect::<Result<_>>()?,
+            revision: revision.or_else(|| claimed.map(str::to_owned)),
+            timestamp,
+        })
+    }
+
+    /// The time that everything is of, in seconds since 1970.
+    pub fn timestamp(&self) -> u64 {
+        self.timestamp
+    }
+
     /// The targets to build for, each once, in the order of [`TARGETS`].
-    fn targets(&self) -> Result<Vec<&'static Target>> {
+    ///
+    /// # Errors
+    ///
+    /// When none is named, and this machine is none.
+    pub fn targets(&self) -> Result<Vec<&'static Target>> {
         let is_wanted = |target: &Target| match &*self.platform {
             [] => target.is_native(),
             some => some.iter().flat_map(|it| &it.0).any(|it| it.triple == target.triple),
@@ -377,7 +409,8 @@ fn text(mut value: Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-fn digest(bytes: &[u8]) -> Digest {
+/// What a registry calls these bytes.
+pub fn digest(bytes: &[u8]) -> Digest {
     let digest = format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)));
     digest.parse().expect("this is the format of a digest")
 }
@@ -451,7 +484,11 @@ fn revision() -> Option<String> {
 }
 
 /// Writes a file whole or not at all.
-fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+///
+/// # Errors
+///
+/// When it cannot be written.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),

@@ -1,12 +1,15 @@
 //! The workshop: everything that is done with the product and is not in it.
 
+mod audit;
 mod bench;
 mod demo;
 mod docs;
 mod engines;
 mod image;
+mod sbom;
 mod size;
 mod soak;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -22,6 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Tell what the shipped file can do, and check that it is what is documented
+    Audit(audit::Args),
     /// Measure what it costs, beside its peers
     Bench(bench::Args),
     /// Act out what a pause container is for, without root and without an engine
@@ -32,10 +37,14 @@ enum Task {
     Engines(engines::Args),
     /// Write the image as one archive for every container engine
     Image(image::Args),
+    /// Write the bill of materials of what ships, in CycloneDX
+    Sbom(sbom::Args),
     /// Check the sizes of the image against their budgets
     Size(size::Args),
     /// Let storms rage over PID 1: orphans, forks, signals
     Soak(soak::Args),
+    /// Build the image anew, and tell how another one differs from it
+    Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,12 +60,15 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> anyhow::Result<()> {
     match task {
+        Task::Audit(args) => audit::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Docs(args) => docs::run(&args),
         Task::Engines(args) => engines::run(&args),
         Task::Image(args) => image::run(&args),
+        Task::Sbom(args) => sbom::run(&args),
         Task::Size(args) => size::run(&args),
         Task::Soak(args) => soak::run(&args),
+        Task::Verify(args) => verify::run(&args),
     }
 }

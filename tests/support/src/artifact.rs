@@ -189,12 +189,20 @@ fn ask(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A command that builds the product as it ships.
+/// A command that builds the product as it ships: the same bytes whatever flags and profile the
+/// caller's environment asks for, and whatever flags the configuration of cargo does.
 fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(project());
     command.args(["build", "--release", "--quiet", "--package=pause"]);
     command.arg("--message-format=json-render-diagnostics");
+    // It is there, so cargo looks for flags nowhere else.
+    command.env("CARGO_ENCODED_RUSTFLAGS", "");
+    for (name, _) in env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"CARGO_PROFILE_RELEASE_") {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
