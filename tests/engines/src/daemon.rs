@@ -125,8 +125,8 @@ impl Daemon {
     ) -> Result<Self> {
         let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
         let mut seclude = Command::new("unshare");
-        seclude.args(["--mount", "--net", "--", "sh", "-c", SECLUDED]);
-        let process = launch(seclude, name, &arguments, &folder)?;
+        seclude.args(["--mount", "--net", "--", "sh", "-c", SECLUDED, name]);
+        let process = launch(seclude, &arguments, &folder)?;
         let pristine = HashSet::new();
         let mut daemon = Self { name, arguments, process, namespaces: None, pristine, folder };
         daemon.up(ready).await?;
@@ -148,8 +148,8 @@ impl Daemon {
         let stopped = async || Ok(self.process.try_wait()?);
         until(&format!("{} has stopped", self.name), stopped).await?;
 
-        let enter = self.within("env")?.into_std();
-        self.process = launch(enter, self.name, &self.arguments, &self.folder)?;
+        let enter = self.within(self.name)?.into_std();
+        self.process = launch(enter, &self.arguments, &self.folder)?;
         self.up(ready).await?;
         self.pristine.extend(self.own()?);
         Ok(())
@@ -294,20 +294,14 @@ impl Drop for Daemon {
     }
 }
 
-/// Starts the program `name` by way of `launcher`.
-fn launch(
-    mut launcher: Command,
-    name: &str,
-    arguments: &[String],
-    folder: &Folder,
-) -> Result<Child> {
+/// Starts a daemon by a command that puts it where it belongs.
+fn launch(mut command: Command, arguments: &[String], folder: &Folder) -> Result<Child> {
     let log = File::options().create(true).append(true).open(folder.log())?;
-    launcher.arg(name).args(arguments);
-    launcher.env("TMPDIR", folder.folder.path());
-    launcher.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command.args(arguments).env("TMPDIR", folder.folder.path());
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     // Ctrl-C is for us: we stop it, in an orderly way.
-    launcher.process_group(0);
-    launcher.spawn().with_context(|| format!("cannot start {name}"))
+    command.process_group(0);
+    command.spawn().with_context(|| format!("cannot run {command:?}"))
 }
 
 /// A process as it is listed.
