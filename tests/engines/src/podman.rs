@@ -105,9 +105,16 @@ impl<const ROOTLESS: bool> Engine for Podman<ROOTLESS> {
 
     async fn teardown(self) -> Result<()> {
         self.podman(["pod", "rm", "--all", "--force", "--time=0"]).await?;
-        // Ends the process that keeps an ordinary user's namespaces.
+        // An ordinary user's namespaces have a process that keeps them. This tells it to end, and
+        // does not wait for it.
         self.podman(["system", "migrate"]).await?;
-        self.place.stop().await
+        let alone = until("Podman has ended", async || {
+            let processes = host::descendants(std::process::id() as i32)?;
+            Ok((processes.len() == 1).then_some(()))
+        })
+        .await;
+        self.place.stop().await?;
+        alone
     }
 
     async fn surroundings(&self) -> Result<HashSet<String>> {
