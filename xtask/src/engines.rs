@@ -1,7 +1,7 @@
 //! `cargo xtask engines`: the image on real container engines.
 
-use crate::image;
-use anyhow::{Context, Result, bail, ensure};
+use crate::{apt, image};
+use anyhow::{Context, Result};
 use clap::Parser;
 use std::env;
 use std::os::unix::process::CommandExt;
@@ -55,7 +55,7 @@ pub struct Args {
 /// When something cannot be installed or built. How the engines did is that program's to tell.
 pub fn run(args: &Args) -> Result<()> {
     if args.install {
-        install()?;
+        apt::install(&PACKAGES)?;
     }
     let foreign = if cfg!(target_arch = "aarch64") { "linux/amd64" } else { "linux/arm64" };
     let foreign = variant("foreign", foreign)?;
@@ -113,22 +113,4 @@ fn variant(name: &str, platforms: &str) -> Result<Option<PathBuf>> {
     }
     image::make(&Variant::parse_from(words).args)?;
     Ok(Some(output))
-}
-
-/// Installs what the engines need.
-fn install() -> Result<()> {
-    let packages = PACKAGES.join(" ");
-    let install = ["install", "--yes", "--no-install-recommends"];
-    for arguments in [&["update"][..], &[&install[..], &PACKAGES].concat()] {
-        let mut apt = Command::new("apt-get");
-        let status = apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status();
-        match status {
-            Ok(status) => ensure!(status.success(), "{apt:?}: {status} (it has to be root's)"),
-            Err(error) => bail!(
-                "cannot run apt-get: {error}; --install is for Debian and Ubuntu, elsewhere \
-                 install what is there {packages}"
-            ),
-        }
-    }
-    Ok(())
 }

@@ -1,5 +1,6 @@
 //! The workshop: everything that is done with the product and is not in it.
 
+mod apt;
 mod audit;
 mod bench;
 mod demo;

@@ -26,11 +26,13 @@ impl Bar {
 
 /// All of them.
 pub fn all(peers: &[Peer], sections: &[Section]) -> Vec<Bar> {
+    // What is less than nothing is noise.
     let of = |figure: &str, peer: &str| {
         let index = peers.iter().position(|it| it.name == peer)?;
-        Some(find(sections, figure)?.summary(index)?.median)
+        let median = find(sections, figure)?.summary(index)?.median;
+        (median >= 0.0).then_some(median)
     };
-    let ours = |figure: &str| Some(find(sections, figure)?.summary(0)?.median);
+    let ours = |figure: &str| of(figure, super::peer::OURS);
     let pages = |peer: &str| Some(of("AnonPages", peer)? + of("PageTables", peer)?);
     let our_pages = || pages(super::peer::OURS);
     let share = |ours: Option<f64>, theirs: Option<f64>| Some(ours? / theirs?);

@@ -134,7 +134,7 @@ fn life(peers: &[Peer], figure: &Figure, path: &Path) -> Result<()> {
         })
         .collect();
     let most = rows.iter().map(|(_, shares)| shares[4]).fold(1.0, f64::max);
-    let subtitle = "microseconds from clone to gone on SIGTERM: median, middle half, 5 % to 95 %";
+    let subtitle = "microseconds from clone to gone on SIGTERM: the median in figures, middle half, 5 % to 95 %";
     draw(path, rows.len(), "A whole life", subtitle, |area| {
         for (row, (peer, shares)) in rows.iter().enumerate() {
             name(area, row, peer)?;

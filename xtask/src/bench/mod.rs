@@ -12,6 +12,7 @@ mod reaping;
 mod report;
 mod trace;
 
+use crate::apt;
 use anyhow::{Context, Result, bail};
 use figures::Section;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -74,7 +75,7 @@ const ENOUGH: Duration = Duration::from_secs(2);
 /// When one of the peers asked for is not there or does not sleep, or this machine lets nobody measure.
 pub fn run(args: &Args) -> Result<()> {
     if args.install {
-        peer::install()?;
+        apt::install(&peer::PACKAGES)?;
     }
     let plan = if args.smoke {
         Plan {

@@ -1,6 +1,6 @@
 //! Who is measured: what sleeps as PID 1 of a pod, or could.
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::libc;
 use std::ffi::CString;
 use std::fs::{self, Permissions};
@@ -78,11 +78,6 @@ impl Peer {
         shell_words::join([name].into_iter().chain(arguments))
     }
 
-    /// Whether it starts a command of its own, behind `--`.
-    pub fn runs_command(&self) -> bool {
-        self.words.iter().any(|word| word.as_bytes() == b"--")
-    }
-
     /// Whether it is the product.
     pub fn is_ours(&self) -> bool {
         self.name == OURS
@@ -140,27 +135,6 @@ fn debian_version(package: &str) -> String {
         }
         _ => "version unknown".to_owned(),
     }
-}
-
-/// Installs the peers.
-///
-/// # Errors
-///
-/// When apt-get is missing or fails.
-pub fn install() -> Result<()> {
-    let install = ["install", "--yes", "--no-install-recommends"];
-    for arguments in [&["update"][..], &[&install[..], &PACKAGES].concat()] {
-        let mut apt = Command::new("apt-get");
-        match apt.args(arguments).env("DEBIAN_FRONTEND", "noninteractive").status() {
-            Ok(status) => ensure!(status.success(), "{apt:?}: {status} (it has to be root's)"),
-            Err(error) => bail!(
-                "cannot run apt-get: {error}; --install is for Debian and Ubuntu, elsewhere \
-                 install what is there {}",
-                PACKAGES.join(" ")
-            ),
-        }
-    }
-    Ok(())
 }
 
 /// Writes the smallest program that sleeps, where it can be run: less than that no process costs.
