@@ -1,7 +1,8 @@
 //! The bars: what the product has promised about its figures.
 
 use super::figures::{Figure, Section, number};
-use super::peer::{CATATONIT, FLOOR, Peer};
+use super::memory::{KINDS, OWN};
+use super::peer::{CATATONIT, FLOOR, OURS, Peer};
 
 /// A promise and what was measured.
 pub struct Bar {
@@ -31,8 +32,9 @@ pub fn all(peers: &[Peer], sections: &[Section]) -> Vec<Bar> {
         Some(find(sections, figure)?.summary(index)?.median)
     };
     let ours = |figure: &str| Some(find(sections, figure)?.summary(0)?.median);
-    let pages = |peer: &str| Some(of("AnonPages", peer)? + of("PageTables", peer)?);
-    let our_pages = || pages(super::peer::OURS);
+    let pages = |peer: &str| Some(of(KINDS[0], peer)? + of(KINDS[1], peer)?);
+    let our_pages = || pages(OURS);
+    let account = |peer: &str| Some(of(OWN[0], peer)? + of(OWN[1], peer)?);
     let share = |ours: Option<f64>, theirs: Option<f64>| Some(ours? / theirs?);
 
     let life = share(ours("clone to gone"), of("clone to gone", CATATONIT));
@@ -46,6 +48,18 @@ pub fn all(peers: &[Peer], sections: &[Section]) -> Vec<Bar> {
         at_most(
             "AnonPages + PageTables: less than doing nothing costs (share)",
             share(our_pages(), pages(FLOOR)),
+            1.0_f64.next_down(),
+            2,
+        ),
+        at_most(
+            "Anonymous + VmPTE, undisturbed: at most 0.36 of catatonit's",
+            share(account(OURS), account(CATATONIT)),
+            0.36,
+            2,
+        ),
+        at_most(
+            "Anonymous + VmPTE, undisturbed: less than doing nothing costs (share)",
+            share(account(OURS), account(FLOOR)),
             1.0_f64.next_down(),
             2,
         ),
