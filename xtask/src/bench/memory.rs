@@ -168,7 +168,7 @@ fn disagreement(peers: &[Peer], kinds: &[Figure], own: &[Figure]) -> String {
             figures[..2].iter().map(|it| Some(it.summary(*index)?.median)).sum::<Option<f64>>()
         };
         let (Some(machine), Some(own)) = (sum(kinds), sum(own)) else { return false };
-        (machine - own).abs() > TOPMOST_TABLE + own / 10.0
+        !agree(machine, own)
     };
     let names: Vec<_> =
         (0..peers.len()).filter(differ).map(|index| peers[index].name.as_str()).collect();
@@ -180,6 +180,11 @@ fn disagreement(peers: &[Peer], kinds: &[Figure], own: &[Figure]) -> String {
          account for, so something else was at work on this machine; of: {}.",
         names.join("; ")
     )
+}
+
+/// Whether the machine's count and the processes' own can be of the same thing: both in KiB.
+pub fn agree(machine: f64, own: f64) -> bool {
+    (machine - own).abs() <= TOPMOST_TABLE + own / 10.0
 }
 
 /// What the kernel has on record for the processes of one instance, in KiB.
