@@ -50,6 +50,7 @@ impl Figure {
         } else if ours.lower <= theirs.upper && theirs.lower <= ours.upper {
             Some(Ratio::Hidden)
         } else if ours.median <= 0.0 || theirs.median < 0.0 {
+            // Nothing, or less than that by noise, has no multiples.
             None
         } else {
             Some(Ratio::Times(theirs.median / ours.median))

@@ -15,6 +15,13 @@ use std::time::{Duration, Instant};
 /// What of /proc/meminfo grows with each process.
 pub const KINDS: [&str; 4] = ["AnonPages", "PageTables", "KernelStack", "Slab"];
 
+/// The same as the first two of them, as each process accounts for it.
+pub const OWN: [&str; 2] = ["Anonymous", "VmPTE"];
+
+/// The topmost page table of a process, in KiB: twice 4, where user space has one of its own (against
+/// Meltdown).
+const TOPMOST_TABLE: f64 = 8.0;
+
 /// Measures how memory grows with the number of instances.
 ///
 /// # Errors
@@ -27,7 +34,8 @@ pub fn measure(peers: &[Peer], plan: &Plan, progress: &Progress) -> Result<Vec<S
     let steps = steps(plan.instances);
     let mut growth: Vec<_> =
         steps.iter().map(|step| figure(&format!("{step} instances"))).collect();
-    let mut one = ["Rss", "Pss", "VmPTE"].map(figure);
+    let mut one = ["Rss", "Pss"].map(figure);
+    let mut own = OWN.map(figure);
     let mut charge = figure("charged to the cgroup");
     let mut cgroup = Cgroup::new();
 
@@ -57,10 +65,17 @@ pub fn measure(peers: &[Peer], plan: &Plan, progress: &Progress) -> Result<Vec<S
                 }
             }
             let middle = &instances[instances.len() / 2];
-            if let Ok(values) = of_one(middle) {
-                for (figure, value) in one.iter_mut().zip(values) {
-                    figure.samples[index].push(value);
-                }
+            // Unprivileged, not every process lets itself be looked at.
+            if let Ok(account) = account_of(middle) {
+                one[0].samples[index].push(account.rss);
+                one[1].samples[index].push(account.pss);
+            }
+            if let Ok(accounts) = instances.iter().map(account_of).collect::<Result<Vec<_>>>() {
+                let mean = |of: fn(&Account) -> f64| {
+                    accounts.iter().map(of).sum::<f64>() / accounts.len() as f64
+                };
+                own[0].samples[index].push(mean(|account| account.anonymous));
+                own[1].samples[index].push(mean(|account| account.page_tables));
             }
             if let (Ok(cgroup), Some(before)) = (&cgroup, charged_before) {
                 charge.samples[index].push((cgroup.charge()? - before) / plan.instances as f64);
@@ -71,16 +86,18 @@ pub fn measure(peers: &[Peer], plan: &Plan, progress: &Progress) -> Result<Vec<S
         Ok(_) => "The charge is the growth of a memory cgroup that they all are in.".to_owned(),
         Err(reason) => format!("The memory cgroup's charge is left out: {reason:#}."),
     };
+    let disagreement = disagreement(peers, &kinds, &own);
     let mut figures = Vec::from(kinds);
     figures.push(sum);
-    let [rss, pss, table] = one;
+    let [rss, pss] = one;
+    let [anonymous, page_tables] = own;
     Ok(vec![
         Section {
             title: "Memory of a sleeping instance",
             note: format!(
                 "Growth of /proc/meminfo over {} instances, each PID 1 of a PID namespace of its \
                  own, divided by their number. KernelStack and Slab are the kernel's own, and the \
-                 same for every process.",
+                 same for every process.{disagreement}",
                 super::figures::number(plan.instances as f64, 0)
             ),
             figures,
@@ -89,10 +106,13 @@ pub fn measure(peers: &[Peer], plan: &Plan, progress: &Progress) -> Result<Vec<S
         Section {
             title: "Memory as others count it",
             note: format!(
-                "Rss, Pss and VmPTE of one instance among all the others, its command included: \
-                 what is shared counts in Rss in full. {cgroup_note}"
+                "Rss and Pss of one instance among all the others, its command included: what is \
+                 shared counts in Rss in full. Anonymous and VmPTE are the mean of all instances, \
+                 by the kernel's account of each process: whatever else the machine does cannot \
+                 disturb them. (VmPTE leaves out the topmost table, PageTables may not.) \
+                 {cgroup_note}"
             ),
-            figures: vec![rss, pss, table, charge],
+            figures: vec![rss, pss, anonymous, page_tables, charge],
             chart: None,
         },
         Section {
@@ -140,19 +160,57 @@ fn read() -> Result<[f64; 4]> {
     Ok(bytes.map(|bytes| bytes as f64 / 1024.0))
 }
 
-/// Rss, Pss and VmPTE of an instance in KiB.
-fn of_one(instance: &Instance) -> Result<[f64; 3]> {
-    let mut sums = [0.0; 3];
+/// Says of which peers /proc/meminfo, which counts the whole machine, and the kernel's accounts of
+/// the instances tell different things.
+fn disagreement(peers: &[Peer], kinds: &[Figure], own: &[Figure]) -> String {
+    let differ = |index: &usize| {
+        let sum = |figures: &[Figure]| {
+            figures[..2].iter().map(|it| Some(it.summary(*index)?.median)).sum::<Option<f64>>()
+        };
+        let (Some(machine), Some(own)) = (sum(kinds), sum(own)) else { return false };
+        !agree(machine, own)
+    };
+    let names: Vec<_> =
+        (0..peers.len()).filter(differ).map(|index| peers[index].name.as_str()).collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    format!(
+        " AnonPages and PageTables are more than a tenth away from what the processes themselves \
+         account for, so something else was at work on this machine; of: {}.",
+        names.join("; ")
+    )
+}
+
+/// Whether the machine's count and the processes' own can be of the same thing: both in KiB.
+pub fn agree(machine: f64, own: f64) -> bool {
+    (machine - own).abs() <= TOPMOST_TABLE + own / 10.0
+}
+
+/// What the kernel has on record for the processes of one instance, in KiB.
+#[derive(Default)]
+struct Account {
+    rss: f64,
+    pss: f64,
+    anonymous: f64,
+    page_tables: f64,
+}
+
+/// Reads the account of an instance.
+fn account_of(instance: &Instance) -> Result<Account> {
+    let mut account = Account::default();
     for pid in instance.processes() {
         let process = Process::new(pid.as_raw())?;
         let rollup = process.smaps_rollup()?;
         let map = rollup.memory_map_rollup.iter().next().context("an empty smaps_rollup")?;
         let bytes = |name: &str| map.extension.map.get(name).copied().unwrap_or(0) as f64;
-        sums[0] += bytes("Rss") / 1024.0;
-        sums[1] += bytes("Pss") / 1024.0;
-        sums[2] += process.status()?.vmpte.unwrap_or(0) as f64;
+        account.rss += bytes("Rss") / 1024.0;
+        account.pss += bytes("Pss") / 1024.0;
+        // RssAnon of /proc/PID/status is the same, rounded.
+        account.anonymous += bytes("Anonymous") / 1024.0;
+        account.page_tables += process.status()?.vmpte.unwrap_or(0) as f64;
     }
-    Ok(sums)
+    Ok(account)
 }
 
 /// A memory cgroup for what this process starts.

@@ -41,8 +41,12 @@ pub struct Args {
     #[arg(long, value_name = "NUMBER", default_value_t = 20_000)]
     #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     orphans: u64,
+    /// Lives from clone to the end
+    #[arg(long, value_name = "NUMBER", default_value_t = 500)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    lives: u64,
     /// A little of everything, to see that it works; the figures mean nothing
-    #[arg(long, conflicts_with_all = ["report", "instances", "orphans"])]
+    #[arg(long, conflicts_with_all = ["report", "instances", "orphans", "lives"])]
     smoke: bool,
     /// Write all figures to a file
     #[arg(long, value_name = "FILE")]
@@ -96,15 +100,20 @@ pub fn run(args: &Args) -> Result<()> {
             orphans: args.orphans as usize,
             reaping_rounds: 3,
             warm_up: 20,
-            lives: 1000,
+            lives: args.lives as usize,
             traces: 3,
         }
     };
     let (mut peers, mut left_out) = peer::find(&args.peer)?;
     for peer in &mut peers {
         get_to_know(peer).with_context(|| format!("cannot measure {}", peer.name))?;
-        if let Err(reason) = &peer.reaps {
-            left_out.push(format!("orphans of {}: {reason}", peer.name));
+        match &peer.reaps {
+            Ok(true) => {}
+            Ok(false) => left_out.push(format!("orphans of {}: it does not reap", peer.name)),
+            Err(reason) => left_out.push(format!("orphans of {}: {reason}", peer.name)),
+        }
+        if !peer.leaves {
+            left_out.push(format!("life of {}: it does not leave on SIGTERM", peer.name));
         }
     }
     let sections = measure(&peers, &plan)?;

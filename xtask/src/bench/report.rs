@@ -43,9 +43,10 @@ impl Report {
 
     /// Tables for people.
     pub fn terminal(&self) -> String {
-        let mut text = String::new();
+        let mut text = format!("\nPeers\n{}\n", self.who(false));
         for section in &self.sections {
-            text += &format!("\n{}\n{}\n", section.title, self.table(section, false));
+            let Section { title, note, .. } = section;
+            text += &format!("\n{title}\n{}\n{note}\n", self.table(section, false));
         }
         text += &format!("\nBars\n{}\n", self.bars(false));
         for line in &self.left_out {
@@ -115,24 +116,7 @@ impl Report {
             ± is half the distance between the quartiles, and behind it stands how many times ours \
             it is; ≈ where the spread hides the difference, – where there is nothing to measure.\n\n"
             .to_owned();
-        let mut table = markdown_table();
-        table.set_header(["peer", "command", "version", "on SIGTERM", "orphans"]);
-        for peer in &self.peers {
-            let leaves = if peer.leaves { "leaves" } else { "stays" };
-            let reaps = match &peer.reaps {
-                Ok(true) => "reaped",
-                Ok(false) => "stay as zombies",
-                Err(_) => "not tried",
-            };
-            table.add_row([
-                &peer.name,
-                &format!("`{}`", peer.command()),
-                &peer.origin,
-                leaves,
-                reaps,
-            ]);
-        }
-        text += &format!("{}\n\n", table.trim_fmt());
+        text += &format!("{}\n\n", self.who(true));
         let mut table = markdown_table();
         table.set_header(["", ""]);
         for (key, value) in &self.setting {
@@ -179,6 +163,26 @@ impl Report {
             "![Memory of a sleeping instance, by kind](docs/benchmarks/memory.svg)\n\n{}",
             table.trim_fmt()
         )
+    }
+
+    /// Who was measured, and by which command.
+    fn who(&self, markdown: bool) -> String {
+        let mut table = if markdown { markdown_table() } else { terminal_table() };
+        table.set_header(["peer", "command", "version", "on SIGTERM", "orphans"]);
+        for peer in &self.peers {
+            let command = match markdown {
+                true => format!("`{}`", peer.command()),
+                false => peer.command(),
+            };
+            let leaves = if peer.leaves { "leaves" } else { "stays" };
+            let reaps = match &peer.reaps {
+                Ok(true) => "reaped",
+                Ok(false) => "stay as zombies",
+                Err(_) => "not tried",
+            };
+            table.add_row([&peer.name, &command, &peer.origin, leaves, reaps]);
+        }
+        table.trim_fmt()
     }
 
     fn table(&self, section: &Section, markdown: bool) -> String {
