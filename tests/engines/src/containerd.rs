@@ -3,8 +3,7 @@
 
 use crate::daemon::{self, Daemon, Folder};
 use crate::engine::{Container, Engine, Lacks, Log, Pod, Sandbox, Skip, Spec};
-use crate::host;
-use crate::host::same;
+use crate::host::{self, same};
 use crate::stage::Stage;
 use crate::wait::{success, until};
 use anyhow::{Context, Result, ensure};
