@@ -156,7 +156,7 @@ impl Report {
                 Some(summary) => number(summary.median, figure.digits),
                 None => "–".to_owned(),
             });
-            table.add_row([format!("`{}`", peer.command())].into_iter().chain(cells));
+            table.add_row([peer.name.clone()].into_iter().chain(cells));
         }
         align(&mut table);
         format!(
