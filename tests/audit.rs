@@ -3,6 +3,9 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Trial};
+use object::Endianness;
+use object::elf::{FileHeader64, ProgramHeader64};
+use object::read::elf::FileHeader as _;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, ExitCode, Output};
@@ -29,10 +32,12 @@ fn main() -> ExitCode {
             Err(error) => trial::skip(format!("{error:#}")),
         }
     })];
-    let tests: [Test; 7] = [
+    let tests: [Test; 9] = [
         ("writable_segment_is_objected_to", writable_segment_is_objected_to),
         ("executable_stack_is_objected_to", executable_stack_is_objected_to),
         ("missing_stack_header_is_objected_to", missing_stack_header_is_objected_to),
+        ("patched_call_is_objected_to", patched_call_is_objected_to),
+        ("patched_jumps_are_objected_to", patched_jumps_are_objected_to),
         ("extra_call_is_objected_to", extra_call_is_objected_to),
         ("missing_call_is_objected_to", missing_call_is_objected_to),
         ("indirect_call_is_objected_to", indirect_call_is_objected_to),
@@ -49,18 +54,20 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// The lives that together make every call: whether as PID 1, which call is refused, and what is on
-/// the command line.
-const LIVES: &[(bool, &str, &[&str])] = &[
-    (true, "", &[]),
-    (false, "", &[]),
-    (true, "close_range", &[]),
-    (true, "rt_sigaction", &[]),
-    (false, "", &["--version"]),
-    (false, "", &["--help"]),
-    (false, "writev", &["--help"]),
-    (false, "write", &["--help"]),
-    (false, "", &["unknown"]),
+/// The lives that together make every call: whether as PID 1, which call is refused, what ends the
+/// sleep, and what is on the command line.
+const LIVES: &[(&str, &str, &str, &[&str])] = &[
+    ("init", "", "SIGTERM", &[]),
+    ("init", "", "SIGINT", &[]),
+    ("plain", "", "SIGTERM", &[]),
+    ("plain", "", "SIGINT", &[]),
+    ("init", "close_range", "SIGTERM", &[]),
+    ("init", "rt_sigaction", "SIGTERM", &[]),
+    ("plain", "", "", &["--version"]),
+    ("plain", "write", "", &["--version"]),
+    ("plain", "", "", &["--help"]),
+    ("plain", "", "", &["unknown"]),
+    ("plain", "writev", "", &["unknown"]),
 ];
 
 fn trace_finds_the_same_calls() -> Result<()> {
@@ -68,12 +75,12 @@ fn trace_finds_the_same_calls() -> Result<()> {
         audit(&["--calls"])?.lines().map(|line| line.to_owned()).collect();
     let binary = artifact::build(Flavor::Freestanding)?;
     let mut traced = BTreeSet::new();
-    for (init, refused, arguments) in LIVES {
+    for (place, refused, signal, arguments) in LIVES {
         let mut tracer = actor::command("tracer");
-        tracer.arg(if *init { "init" } else { "plain" }).arg(refused).arg(&binary).args(*arguments);
+        tracer.args([place, refused, signal]).arg(&binary).args(*arguments);
         let Output { status, stdout, stderr } = tracer.output()?;
         let complaint = String::from_utf8_lossy(&stderr);
-        ensure!(status.success(), "tracer {refused} {arguments:?}: {status}: {complaint}");
+        ensure!(status.success(), "{place} {refused} {arguments:?}: {status}: {complaint}");
         traced.extend(String::from_utf8(stdout)?.lines().map(|line| line.to_owned()));
     }
     // No more, and no fewer: there is no call that only the audit believes in.
@@ -98,12 +105,13 @@ mod tracer {
     use syscalls::x86_64::Sysno;
 
     /// Runs a program, whether as PID 1 or not, and prints the name of each system call that it
-    /// makes. One of them it refuses. When the program sleeps it sends SIGTERM.
+    /// makes. One of them it refuses. When the program sleeps it sends the signal.
     pub fn play(arguments: &[OsString]) -> Result<()> {
-        let [init, refused, binary, arguments @ ..] = arguments else {
-            bail!("takes init or plain, a call to refuse, the program and its arguments");
+        let [place, refused, end, binary, arguments @ ..] = arguments else {
+            bail!("takes init or plain, a call to refuse, a signal, the program and its arguments");
         };
-        if init == "init" {
+        let end = end.to_string_lossy();
+        if place == "init" {
             let user =
                 if geteuid().is_root() { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
             unshare(CloneFlags::CLONE_NEWPID | user)?;
@@ -133,7 +141,7 @@ mod tracer {
                     let name = Sysno::new(number as usize).map_or("unknown", |call| call.name());
                     println!("{name}");
                     if name == "pause" {
-                        kill(pid, Signal::SIGTERM)?;
+                        kill(pid, end.parse::<Signal>()?)?;
                     }
                     if refused == name {
                         // There is no such call: ENOSYS.
@@ -176,8 +184,8 @@ fn objects(file: &Path, reason: &str) -> Result<()> {
 /// headers, which follow the header of the file.
 fn objects_to_header(index: usize, reason: &str, change: impl Fn(&mut [u8])) -> Result<()> {
     let mut bytes = fs::read(artifact::build(Flavor::Freestanding)?)?;
-    let headers = size_of::<object::elf::FileHeader64<object::Endianness>>();
-    let size = size_of::<object::elf::ProgramHeader64<object::Endianness>>();
+    let headers = size_of::<FileHeader64<Endianness>>();
+    let size = size_of::<ProgramHeader64<Endianness>>();
     change(&mut bytes[headers + index * size..][..size]);
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("pause");
@@ -197,6 +205,30 @@ fn executable_stack_is_objected_to() -> Result<()> {
 fn missing_stack_header_is_objected_to() -> Result<()> {
     // PT_NULL.
     objects_to_header(1, "nothing keeps the stack from", |header| header[..4].fill(0))
+}
+
+/// Has the audit look at the release binary with other code where it is entered.
+fn objects_to_code(code: &[u8], reason: &str) -> Result<()> {
+    let mut bytes = fs::read(artifact::build(Flavor::Freestanding)?)?;
+    let header = FileHeader64::<Endianness>::parse(&*bytes)?;
+    let entry = usize::try_from(header.e_entry(header.endian()?))?;
+    bytes[entry..][..code.len()].copy_from_slice(code);
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("pause");
+    fs::write(&file, bytes)?;
+    objects(&file, reason)
+}
+
+fn patched_call_is_objected_to() -> Result<()> {
+    // mov eax, 162; syscall; and that again.
+    let sync = [0xb8, 162, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7];
+    objects_to_code(&sync, "the system call sync is not documented")
+}
+
+fn patched_jumps_are_objected_to() -> Result<()> {
+    // call rax; jmp rax.
+    objects_to_code(&[0xff, 0xd0], "there is an indirect call")?;
+    objects_to_code(&[0xff, 0xe0], "there is an indirect jump")
 }
 
 /// Has the audit look at the program with something put before the first thing that it does.

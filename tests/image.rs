@@ -34,6 +34,10 @@ fn main() -> ExitCode {
         test("report_tells_what_was_written", report_tells_what_was_written),
         test("time_stamps_are_source_date_epoch", time_stamps_are_source_date_epoch),
         test("another_folder_gives_the_same_bytes", another_folder_gives_the_same_bytes),
+        Trial::ignorable_test(
+            "another_user_gives_the_same_bytes",
+            another_user_gives_the_same_bytes,
+        ),
         Trial::ignorable_test("revision_is_the_commit", revision_is_the_commit),
         test("bad_input_writes_nothing", bad_input_writes_nothing),
         test("failed_write_leaves_nothing", failed_write_leaves_nothing),
@@ -301,6 +305,22 @@ fn another_folder_gives_the_same_bytes() {
     assert!(image.bytes == IMAGE.bytes, "the same image in another archive");
 }
 
+fn another_user_gives_the_same_bytes() -> Result<Completion, Failed> {
+    // In a user namespace: the same rights, another number. It takes no root.
+    let unshare = ["unshare", "--user", "--map-user=4711", "--map-group=4711"];
+    match Command::new(unshare[0]).args(&unshare[1..]).arg("true").output() {
+        Ok(output) if output.status.success() => {}
+        _ => return trial::skip("this kernel gives this user no user namespaces".into()),
+    }
+    let mut copy = copy();
+    let copy = copy.get_or_insert_with(Copy::new);
+    // Nothing that was built before.
+    let _ = fs::remove_dir_all(copy.target().join("release"));
+    let image = copy.image_by(&unshare, &FIXED);
+    assert!(image.bytes == IMAGE.bytes, "another image");
+    Ok(Completion::Completed)
+}
+
 fn revision_is_the_commit() -> Result<Completion, Failed> {
     if Command::new("git").arg("--version").output().is_err() {
         return Ok(Completion::ignored_with("git is not installed"));
@@ -563,7 +583,7 @@ fn verify_knows_its_own() {
     let manifest = IMAGE.manifest();
     for (subject, answer) in [
         (path.to_str().unwrap(), "byte for byte"),
-        (IMAGE.told("manifest digest"), "the image"),
+        (IMAGE.told("manifest digest"), "the manifest"),
         (manifest["config"]["digest"].as_str().unwrap(), "the config"),
         (manifest["layers"][0]["digest"].as_str().unwrap(), "the layer"),
         (&digest(&BINARY), "the binary"),
@@ -610,7 +630,12 @@ fn verify_refuses_what_is_no_image() {
     let at = archive.windows(layer.len()).position(|it| it == layer).unwrap();
     archive[at + layer.len() / 2] ^= 1;
     assert!(refused(&archive).contains("is not what its name says"));
-    assert!(fail(&mut verify("sha256:00")).contains("nothing that is sha256:00"));
+    // A file of another kind is not printed.
+    let message = fail(&mut verify(artifact::project().join("README.md")));
+    assert!(message.ends_with("it is no tar archive\n"), "{message}");
+    let other = digest(b"");
+    assert!(fail(&mut verify(&other)).contains(&format!("nothing that is {other}")));
+    assert!(fail(&mut verify("sha256:00")).contains("is no digest"));
     assert!(fail(&mut verify("nowhere")).contains("cannot be read"));
 }
 
@@ -869,14 +894,24 @@ impl Copy {
         Self { folder, project }
     }
 
+    fn target(&self) -> PathBuf {
+        self.folder.path().join("t")
+    }
+
     /// Writes the image where much is different, and reads it.
     fn image(&self, options: &[&str]) -> Image {
+        self.image_by(&["env"], options)
+    }
+
+    /// The same, by a program that starts others.
+    fn image_by(&self, starter: &[&str], options: &[&str]) -> Image {
         let path = self.folder.path().join("pause.tar");
-        let mut command = Command::new("sh");
+        let mut command = Command::new(starter[0]);
+        command.args(&starter[1..]).arg("sh");
         command.args(["-c", r#"umask 077 && exec "$0" xtask image "$@""#]).arg(cargo());
         command.args(options).arg("--output").arg(&path).current_dir(&self.project);
         command.env_remove("SOURCE_DATE_EPOCH").env("LC_ALL", "tr_TR.UTF-8");
-        command.env("TZ", "Asia/Kathmandu").env("CARGO_TARGET_DIR", self.folder.path().join("t"));
+        command.env("TZ", "Asia/Kathmandu").env("CARGO_TARGET_DIR", self.target());
         // Twice as fast to build, and it must make no difference.
         command.env("CARGO_PROFILE_DEV_DEBUG", "0");
         // What it takes has been fetched to get here.

@@ -8,7 +8,7 @@ use follow::{Call, Code, Value, quoted};
 use iced_x86::{Formatter as _, Instruction, IntelFormatter};
 use object::Endianness;
 use object::elf::{
-    EM_X86_64, FileHeader64, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_LOAD, ProgramHeader64,
+    EM_X86_64, ET_DYN, FileHeader64, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_LOAD, ProgramHeader64,
 };
 use object::read::elf::{FileHeader as _, ProgramHeader as _};
 use std::collections::BTreeSet;
@@ -16,24 +16,18 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::PathBuf;
 use support::artifact::TARGETS;
+use support::calls;
+use syscalls::Sysno;
 
-/// The system calls that there may be in the program for x86_64: no more, and no fewer. This is the
-/// place to change when the program changes.
-const DOCUMENTED: &[&str] = &[
-    "chdir",
-    "close",
-    "close_range",
-    "exit_group",
-    "getpid",
-    "madvise",
-    "pause",
-    "prctl",
-    "rt_sigaction",
-    "rt_sigprocmask",
-    "wait4",
-    "write",
-    "writev",
-];
+/// The system calls that there may be in the program for x86_64: those of [`calls`], no more and no
+/// fewer.
+fn documented() -> BTreeSet<String> {
+    let names = calls::all().filter_map(|number| Sysno::new(usize::try_from(number).ok()?));
+    // Where this machine has no pause, it is known by another name.
+    names
+        .map(|call| if call.name() == "ppoll" { "pause" } else { call.name() }.to_owned())
+        .collect()
+}
 
 /// The command line of `cargo xtask audit`.
 #[derive(clap::Args)]
@@ -85,31 +79,32 @@ pub fn page() -> Result<String> {
 /// # Errors
 ///
 /// As [`page`].
-pub fn calls() -> Result<String> {
+pub fn names() -> Result<String> {
     let names = release()?.names();
     Ok(names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
 }
 
 /// What the program has at an offset of its file, in words.
-pub fn place(bytes: &[u8], offset: u64) -> String {
-    let Ok(audit) = Audit::of(bytes) else { return "in a program for another machine".into() };
-    let headers = size_of::<FileHeader64<Endianness>>() as u64;
-    if offset < headers {
-        return "in the ELF header".into();
+pub fn place(bytes: &[u8], offset: usize) -> String {
+    let Ok(Audit { code, .. }) = Audit::of(bytes) else {
+        return "which is no program for x86_64".into();
+    };
+    let at = offset as u64;
+    if at < code.entry {
+        return "in the headers".into();
     }
-    if offset < audit.code.entry {
-        return "in the program headers".into();
+    let Some((start, instruction)) = code.instructions.range(..=at).next_back() else {
+        return "before the code".into();
+    };
+    if at < instruction.next_ip() {
+        return format!("in the instruction {instruction} at {start:#x}");
     }
-    let before = audit.code.instructions.range(..=offset).next_back();
-    if let Some((at, instruction)) = before.filter(|(_, it)| offset < it.next_ip()) {
-        return format!("in the instruction {instruction} at {at:#x}");
-    }
-    match audit.code.bytes.get(..offset as usize + 1) {
+    let code_end = instruction.next_ip() as usize;
+    match code.bytes.get(code_end..offset) {
         Some(before) => {
-            let start = before.iter().rposition(|&byte| matches!(byte, b'\n' | 0));
-            let start = start.filter(|_| offset > 0).map_or(0, |it| it as u64);
-            let text = if start == offset { start } else { start + 1 };
-            format!("in the text {}", audit.code.show_value(Value::Address(text)))
+            let line = before.iter().rposition(|&byte| matches!(byte, b'\n' | 0));
+            let line = code_end + line.map_or(0, |end| end + 1);
+            format!("in the text {}", code.show_value(Value::Address(line as u64)))
         }
         None => "behind the segment".into(),
     }
@@ -129,6 +124,8 @@ fn native() -> Result<PathBuf> {
 /// What was found in a file.
 struct Audit {
     size: usize,
+    position_independent: bool,
+    sections: u16,
     segments: Vec<ProgramHeader64<Endianness>>,
     code: Code,
 }
@@ -153,7 +150,13 @@ impl Audit {
         let length = usize::try_from(text.p_filesz(endian))?;
         let loaded = bytes.get(..length).context("its segment is longer than the file")?;
         let code = Code::follow(loaded, elf.e_entry(endian))?;
-        Ok(Self { size: bytes.len(), segments, code })
+        Ok(Self {
+            size: bytes.len(),
+            position_independent: elf.e_type(endian) == ET_DYN,
+            sections: elf.e_shnum(endian),
+            segments,
+            code,
+        })
     }
 
     /// The names of the system calls that can be reached, in alphabetical order.
@@ -181,7 +184,7 @@ impl Audit {
             objections.push("nothing keeps the stack from being executable".into());
         }
         let names = self.names();
-        let documented = DOCUMENTED.iter().map(|&name| name.to_owned()).collect();
+        let documented = documented();
         for name in names.difference(&documented) {
             objections.push(format!("the system call {name} is not documented"));
         }
@@ -220,8 +223,11 @@ impl Audit {
         }
         let table = markdown(["program header", "access", "bytes in the file", "in memory"], rows);
         format!(
-            "An ELF file for x86_64 of {} bytes, entered at {:#x}.\n\n{table}",
-            self.size, self.code.entry
+            "An ELF file for x86_64 of {} bytes, {}, with {} sections, entered at {:#x}.\n\n{table}",
+            self.size,
+            if self.position_independent { "position-independent" } else { "at fixed addresses" },
+            self.sections,
+            self.code.entry
         )
     }
 

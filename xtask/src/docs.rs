@@ -58,7 +58,7 @@ fn fill_in(document: &str) -> Result<String> {
             "sizes" => size::markdown()?,
             "audit" => audit::page()?,
             "bytes" => bytes()?,
-            "calls" => audit::calls()?,
+            "calls" => audit::names()?,
             "platforms" => platforms()?,
             name => bail!("there is no table {name}"),
         };

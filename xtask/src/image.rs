@@ -48,9 +48,8 @@ pub struct Recipe {
     /// Reference of the image [default: localhost/pause:VERSION]
     #[arg(long, value_name = "REFERENCE", value_parser = reference)]
     tag: Option<Reference>,
-    /// Platforms, by commas, or `all` [default: this machine's]
-    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', value_parser = platforms)]
-    platform: Vec<Platforms>,
+    #[command(flatten)]
+    selection: Selection,
     /// Commit that the sources are of [default: what git says, if it says anything]
     #[arg(long, value_name = "COMMIT", value_parser = NonEmptyStringValueParser::new())]
     revision: Option<String>,
@@ -58,6 +57,14 @@ pub struct Recipe {
     #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(u64).range(..=LAST_TIME))]
     timestamp: u64,
+}
+
+/// Which platforms.
+#[derive(clap::Args, Default)]
+pub struct Selection {
+    /// Platforms, by commas, or `all` [default: this machine's]
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', value_parser = platforms)]
+    platform: Vec<Platforms>,
 }
 
 /// What one value of `--platform` names.
@@ -206,6 +213,7 @@ impl Image {
         let revision = recipe.revision.clone().or_else(revision);
         let annotations = project.annotations(revision.clone());
         let variants = recipe
+            .selection
             .targets()?
             .into_iter()
             .map(|target| Variant::build(target, &annotations, recipe.timestamp))
@@ -257,33 +265,31 @@ impl Image {
 }
 
 impl Recipe {
-    /// The recipe of an image that is there: for its name, its platforms and its time. It is made
-    /// from the sources that are here, whatever it says; that counts only where nobody else knows.
+    /// The recipe of an image that is there, by its name, its platforms and its time. It is made
+    /// from the sources that are here, so the revision is theirs; where nobody knows it, the image's.
     ///
     /// # Errors
     ///
-    /// When the image is of a kind that is not made here.
-    pub fn adapted(
+    /// When the image has a name or a platform that is not made here.
+    pub fn of_image(
         &self,
-        tag: Option<&str>,
+        tag: &str,
         names: &[&str],
         claimed: Option<&str>,
         timestamp: u64,
     ) -> Result<Self> {
         let revision = self.revision.clone().or_else(revision);
+        let platform = names.iter().map(|name| platforms(name)).collect::<Result<_>>()?;
         Ok(Self {
-            tag: tag.map(reference).transpose()?,
-            platform: names.iter().map(|name| platforms(name)).collect::<Result<_>>()?,
+            tag: Some(reference(tag)?),
+            selection: Selection { platform },
             revision: revision.or_else(|| claimed.map(str::to_owned)),
             timestamp,
         })
     }
+}
 
-    /// The time that everything is of, in seconds since 1970.
-    pub fn timestamp(&self) -> u64 {
-        self.timestamp
-    }
-
+impl Selection {
     /// The targets to build for, each once, in the order of [`TARGETS`].
     ///
     /// # Errors

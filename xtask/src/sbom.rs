@@ -1,6 +1,6 @@
 //! `cargo xtask sbom`: what the image is made of, as a bill of materials in CycloneDX.
 
-use crate::image::{Recipe, digest, write};
+use crate::image::{Selection, digest, write};
 use anyhow::{Context, Result, ensure};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 use cyclonedx_bom::external_models::normalized_string::NormalizedString;
@@ -13,7 +13,6 @@ use cyclonedx_bom::models::metadata::Metadata;
 use cyclonedx_bom::prelude::{Bom, Purl, SpecVersion, Validate};
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, UNIX_EPOCH};
 use support::artifact;
 use toml_edit::DocumentMut;
 
@@ -21,24 +20,25 @@ use toml_edit::DocumentMut;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    recipe: Recipe,
+    selection: Selection,
     /// Where to write it [default: target/image/pause.cdx.json]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
 
-/// Builds the binaries and writes the bill: the same bytes from the same sources. It has no serial
-/// number, which would have to be another one each time.
+/// Builds the binaries and writes the bill: the same bytes from the same sources. So it has neither a
+/// time nor a serial number, which would have to be another one each time.
 ///
 /// # Errors
 ///
 /// When a binary cannot be built, the bill is not valid, or cannot be written.
 pub fn run(args: &Args) -> Result<()> {
-    let bom = bill(&args.recipe)?;
+    let bom = bill(&args.selection)?;
     let validity = bom.validate_version(SpecVersion::V1_5);
     ensure!(validity.passed(), "the bill of materials is not valid: {validity:?}");
     let mut bytes = Vec::new();
     bom.output_as_json_v1_5(&mut bytes)?;
+    bytes.push(b'\n');
     let default = || artifact::project().join("target/image/pause.cdx.json");
     let output = args.output.clone().unwrap_or_else(default);
     write(&output, &bytes).with_context(|| format!("cannot write to {}", output.display()))?;
@@ -47,12 +47,12 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The product, its binary for each platform, and the crates that are compiled into it.
-fn bill(recipe: &Recipe) -> Result<Bom> {
+fn bill(selection: &Selection) -> Result<Bom> {
     let cargo = MetadataCommand::new().current_dir(artifact::project()).exec()?;
     let product = cargo.root_package().context("the project has no product")?;
     let mut root = component(Classification::Application, product);
     let mut binaries = Vec::new();
-    for target in recipe.targets()? {
+    for target in selection.targets()? {
         let platform = target.platform.context("this target has no platform of its own")?;
         let bytes = fs::read(target.build()?)?;
         let name = format!("pause for {platform}");
@@ -75,7 +75,7 @@ fn bill(recipe: &Recipe) -> Result<Bom> {
             continue;
         }
         let package = &cargo[&dependency.pkg];
-        // It ships unless a feature asks for it.
+        // What only a feature brings in does not ship.
         let declared = product.dependencies.iter().find(|it| it.name == *package.name);
         if declared.is_some_and(|it| it.optional) {
             continue;
@@ -99,14 +99,9 @@ fn bill(recipe: &Recipe) -> Result<Bom> {
     let of_crates = crates
         .iter()
         .map(|it| Dependency { dependency_ref: reference(it), dependencies: Vec::new() });
-    let time = humantime::format_rfc3339(UNIX_EPOCH + Duration::from_secs(recipe.timestamp()));
     Ok(Bom {
         serial_number: None,
-        metadata: Some(Metadata {
-            timestamp: Some(time.to_string().try_into()?),
-            component: Some(root),
-            ..Metadata::default()
-        }),
+        metadata: Some(Metadata { component: Some(root), ..Metadata::default() }),
         dependencies: Some(Dependencies([of_product].into_iter().chain(of_crates).collect())),
         components: Some(Components(crates)),
         spec_version: SpecVersion::V1_5,

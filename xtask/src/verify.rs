@@ -2,18 +2,20 @@
 
 use crate::audit;
 use crate::image::{Image, Project, Recipe, digest};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use flate2::read::GzDecoder;
-use serde_json::Value;
+use oci_spec::image::Digest;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
+use std::time::UNIX_EPOCH;
 
 /// The command line of `cargo xtask verify`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// An archive, as cargo xtask image writes it, or a digest, sha256:...: of an index, a manifest,
-    /// a configuration, a layer or a binary
+    /// An archive that cargo xtask image wrote, or a digest (sha256:...) of an index, manifest,
+    /// config, layer or binary. An archive says itself which platforms, name and time it is for
     #[arg(value_name = "DIGEST-OR-ARCHIVE")]
     subject: String,
     #[command(flatten)]
@@ -41,9 +43,13 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 fn verify_digest(wanted: &str, recipe: &Recipe) -> Result<()> {
+    let _: Digest = wanted.parse().with_context(|| format!("{wanted} is no digest"))?;
     let image = Image::build(recipe, &Project::find()?)?;
+    let mut made = Vec::new();
+    if image.variants.len() > 1 {
+        made.push(("index".to_owned(), image.digest.to_string()));
+    }
     let ours = Archive::read(image.archive)?;
-    let mut made = vec![("image".to_owned(), image.digest.to_string())];
     for (platform, variant) in ours.variants()? {
         let binary = variant.files.values().next().context("the layer is empty")?;
         for (part, digest) in [
@@ -105,7 +111,8 @@ impl Archive {
     fn read(bytes: Vec<u8>) -> Result<Self> {
         let mut files = BTreeMap::new();
         for entry in tar::Archive::new(&*bytes).entries()? {
-            let mut entry = entry?;
+            // (What tar says of a file that is none of its own is mostly that file.)
+            let mut entry = entry.map_err(|_| anyhow!("it is no tar archive"))?;
             let path = entry.path()?.to_string_lossy().into_owned();
             let mut content = Vec::new();
             entry.read_to_end(&mut content)?;
@@ -137,9 +144,10 @@ impl Archive {
     fn variants(&self) -> Result<BTreeMap<String, Variant>> {
         let root = self.root()?;
         let is_index = root["mediaType"].as_str().is_some_and(|it| it.contains(".index."));
-        let descriptors = match is_index {
-            true => serde_json::from_slice::<Value>(self.blob(&root)?)?["manifests"].clone(),
-            false => Value::Array(vec![root]),
+        let descriptors = if is_index {
+            serde_json::from_slice::<Value>(self.blob(&root)?)?["manifests"].clone()
+        } else {
+            json!([root])
         };
         let mut variants = BTreeMap::new();
         for descriptor in descriptors.as_array().context("the index has no manifests")? {
@@ -178,12 +186,13 @@ impl Archive {
         let variants = self.variants()?;
         let first = variants.values().next().context("it is for no platform")?;
         let root = self.root()?;
-        let tag = root["annotations"]["io.containerd.image.name"].as_str();
+        let tag = &root["annotations"]["io.containerd.image.name"];
         let created = first.config["created"].as_str().context("it has no time of creation")?;
-        let created = humantime::parse_rfc3339(created)?.duration_since(std::time::UNIX_EPOCH)?;
+        let created = humantime::parse_rfc3339(created)?.duration_since(UNIX_EPOCH)?;
         let revision = &first.manifest["annotations"]["org.opencontainers.image.revision"];
         let platforms: Vec<_> = variants.keys().map(String::as_str).collect();
-        given.adapted(tag, &platforms, revision.as_str(), created.as_secs())
+        let tag = tag.as_str().context("it has no name")?;
+        given.of_image(tag, &platforms, revision.as_str(), created.as_secs())
     }
 
     /// All differences of another archive from this one.
@@ -249,6 +258,6 @@ fn difference(ours: &[u8], theirs: &[u8]) -> String {
         ours.len(),
         byte(theirs),
         byte(ours),
-        audit::place(ours, at as u64)
+        audit::place(ours, at)
     )
 }
