@@ -12,29 +12,17 @@ use libc::Elf32_Ehdr as Elf;
 #[cfg(target_pointer_width = "64")]
 use libc::Elf64_Ehdr as Elf;
 
+/// `e_ident`: the size of addresses, the order of bytes, the version of the format.
+const CLASS: u8 = if size_of::<usize>() == 4 { libc::ELFCLASS32 } else { libc::ELFCLASS64 };
+const ORDER: u8 = if cfg!(target_endian = "big") { libc::ELFDATA2MSB } else { libc::ELFDATA2LSB };
+const VERSION: u8 = libc::EV_CURRENT as u8;
+
 /// What pause.ld puts at the start of the file, with `_start` behind it.
 #[used]
 #[unsafe(link_section = ".headers")]
 static HEADERS: Headers = Headers {
     elf: Elf {
-        e_ident: [
-            0x7f,
-            b'E',
-            b'L',
-            b'F',
-            if size_of::<usize>() == 4 { libc::ELFCLASS32 } else { libc::ELFCLASS64 },
-            if cfg!(target_endian = "little") { libc::ELFDATA2LSB } else { libc::ELFDATA2MSB },
-            libc::EV_CURRENT as u8,
-            libc::ELFOSABI_NONE,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-        ],
+        e_ident: [0x7f, b'E', b'L', b'F', CLASS, ORDER, VERSION, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         // To be mapped wherever there is room.
         e_type: libc::ET_DYN,
         e_machine: arch::MACHINE,
