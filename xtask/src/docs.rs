@@ -7,7 +7,7 @@ use indicatif::HumanCount;
 use std::fs;
 use std::process::Command;
 use support::artifact::{self, Flavor, Kernel, TARGETS};
-use support::attacks::ATTACKS;
+use support::attacks::{ATTACKS, Attack};
 
 /// The command line of `cargo xtask docs`.
 #[derive(clap::Args)]
@@ -70,14 +70,12 @@ fn fill_in(document: &str) -> Result<String> {
 
 /// What a hostile container tries, and what comes of it.
 fn attacks() -> String {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table.set_header(["attempt on PID 1", "by user 65535", "by root", "test"]);
-    for attack in ATTACKS {
-        let [user, root] = [attack.user, attack.root].map(|outcome| outcome.to_string());
-        table.add_row([attack.attempt, &user, &root, &format!("`{}`", attack.name)]);
-    }
-    table.trim_fmt()
+    let row = |attack: &Attack| {
+        let test = format!("`{}`", attack.name);
+        [attack.attempt.to_owned(), attack.user.to_string(), attack.root.to_string(), test]
+    };
+    let header = ["attempt on PID 1", "by user 65535", "by root", "test"];
+    markdown(header, ATTACKS.iter().map(row).collect())
 }
 
 /// A table in Markdown.
