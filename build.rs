@@ -1,4 +1,4 @@
-//! Picks the flavor and, for the freestanding one, tells the linker how to make its file.
+//! Selects the flavor and, for the freestanding one, sets the linker's options.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,19 +12,19 @@ fn main() -> io::Result<()> {
     let freestanding = Path::new(&variable("CARGO_MANIFEST_DIR")).join("src/sys/freestanding");
     let arch = variable("CARGO_CFG_TARGET_ARCH");
 
-    let freestands = variable("CARGO_CFG_TARGET_OS") == "linux"
+    let is_supported = variable("CARGO_CFG_TARGET_OS") == "linux"
         && freestanding.join(&arch).with_extension("rs").exists()
         && (arch != "powerpc64" || variable("CARGO_CFG_TARGET_ENDIAN") == "little");
 
-    // Errors of this script and not `compile_error!`, which the compiler would follow up with a page
-    // of others.
+    // Errors of this script instead of `compile_error!`, after which the compiler prints a page of
+    // other errors.
     let flavor = if env::var_os("CARGO_FEATURE_HOSTED").is_some() {
         if env::var_os("CARGO_CFG_UNIX").is_none() {
             println!("cargo::error=the hosted flavor needs a Unix");
         }
         "hosted"
     } else {
-        if !freestands {
+        if !is_supported {
             println!(
                 "cargo::error=pause has no freestanding flavor for this target: build it with \
                  `--features hosted` if the target is a Unix with std, or add its \
@@ -43,18 +43,23 @@ fn main() -> io::Result<()> {
     Ok(())
 }
 
-/// Hands the linker script and its options to the linker of the binary alone. (RUSTFLAGS would
-/// reach build scripts too.)
+/// Sets the linker script and the options for the binary only. (RUSTFLAGS would apply to build
+/// scripts, too.)
 fn link(script: &Path) -> io::Result<()> {
-    // For other architectures it is the linker itself, and no compiler's driver that would add files.
+    // A compiler driver would add the C library's startup files. For other architectures the linker is
+    // called directly. The output format is an option and not in the script because gold ignores it
+    // there, and would make an ELF file with a segment that is writable and executable.
     let linker = PathBuf::from(env::var_os("RUSTC_LINKER").unwrap_or_default());
-    if !linker.file_stem().is_some_and(|stem| stem.as_encoded_bytes().ends_with(b"ld")) {
+    if linker.file_stem().is_some_and(|stem| stem.as_encoded_bytes().ends_with(b"ld")) {
+        println!("cargo::rustc-link-arg-bins=--oformat=binary");
+    } else {
         println!("cargo::rustc-link-arg-bins=-nostartfiles");
+        println!("cargo::rustc-link-arg-bins=-Wl,--oformat=binary");
     }
     println!("cargo::rustc-link-arg-bins=-T{}", script.display());
 
-    // The crate `libc`, of which only the numbers are wanted, names these to the linker. Empty ones
-    // serve, and make sure of it: a function of a C library is then an undefined symbol.
+    // The crate `libc` asks for these, but only its constants and types are used. As they are empty, a
+    // call of a C library's function is an undefined symbol.
     let empty = PathBuf::from(variable("OUT_DIR"));
     for library in ["c", "m", "rt", "pthread"] {
         fs::write(empty.join(format!("lib{library}.a")), "!<arch>\n")?;
@@ -63,7 +68,7 @@ fn link(script: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The number after the first dot of the compiler's version.
+/// The minor version of the compiler.
 fn minor_version() -> io::Result<u32> {
     let output = Command::new(variable("RUSTC")).arg("--version").output()?;
     let version = String::from_utf8_lossy(&output.stdout);

@@ -1,8 +1,8 @@
-//! The process behind a Kubernetes pod: it holds the namespaces that the pod's containers join,
-//! lets no zombie live, and leaves when told to.
+//! The process behind a Kubernetes pod: it holds the namespaces that the pod's containers join, reaps
+//! orphans, and exits on SIGTERM or SIGINT.
 //!
-//! This file is the life of that process, top to bottom. [`cli`] reads the command line, [`sys`]
-//! speaks to the kernel; neither knows why.
+//! This file is the whole program, from top to bottom. [`cli`] parses the arguments, [`sys`] wraps the
+//! system calls; the decisions are made here.
 
 #![no_main]
 #![cfg_attr(flavor = "freestanding", no_std)]
@@ -12,21 +12,21 @@ mod sys;
 
 use cli::Request;
 use core::ffi::c_int;
-use libc::{SIGINT, SIGTERM, STDERR_FILENO, STDOUT_FILENO};
+use libc::{SIGINT, SIGTERM, STDERR_FILENO, STDOUT_FILENO, siginfo_t};
 use sys::{Arguments, IoSlice};
 
 /// Exit code for a wrong command line: `EX_USAGE` of sysexits.h.
 const USAGE_ERROR: c_int = 64;
 
-/// Lives the whole life of the process. The entry point of either flavor calls it.
-fn live(arguments: Arguments) -> ! {
+/// Runs the program; does not return. The entry point of either flavor calls it.
+fn run(arguments: Arguments) -> ! {
     // A reader that closes its end of stdout or stderr must not take the pod with it.
     sys::ignore_sigpipe();
 
     match cli::parse(arguments.first()) {
         Request::Sleep => {}
-        Request::Version => answer(cli::VERSION),
-        Request::Help => answer(cli::HELP),
+        Request::Version => print_and_exit(cli::VERSION),
+        Request::Help => print_and_exit(cli::HELP),
         Request::Unknown(argument) => {
             let message = [
                 IoSlice::new(b"pause: unknown argument: "),
@@ -38,8 +38,8 @@ fn live(arguments: Arguments) -> ! {
         }
     }
 
-    // The handlers come before the unblocking: a SIGTERM that waited behind an inherited mask would
-    // otherwise meet the default action, which PID 1 ignores and any other process dies of.
+    // The handlers are installed before signals are unblocked: a SIGTERM that an inherited mask held
+    // back would otherwise get the default action, which PID 1 ignores and any other process dies of.
     if sys::handle(SIGTERM, stop).is_err() {
         fail(b"pause: cannot handle SIGTERM\n");
     }
@@ -48,15 +48,15 @@ fn live(arguments: Arguments) -> ! {
     }
     sys::unblock_signals();
 
-    // From here on the kernel reaps each child as it exits, and nobody is woken for it. What had
-    // died before is collected by hand.
+    // From here on the kernel reaps each child as it exits, without waking this process. Children that
+    // died earlier are collected by hand.
     if sys::ignore_sigchld().is_err() {
         fail(b"pause: cannot ignore SIGCHLD\n");
     }
     while sys::reap() {}
 
-    // Nothing that a container of the pod finds under /proc/1 may be worth having: neither this
-    // memory, nor a descriptor that the runtime leaked, nor a mount.
+    // Protect /proc/1 from the other containers of the pod: its memory, descriptors that the runtime
+    // leaked, and mounts.
     sys::forbid_dump();
     sys::close_from(STDERR_FILENO + 1);
     sys::enter_root();
@@ -69,8 +69,14 @@ fn live(arguments: Arguments) -> ! {
     sys::sleep(arguments)
 }
 
-/// What SIGTERM and SIGINT run.
-extern "C" fn stop(signal: c_int) -> ! {
+/// Handler of SIGTERM and SIGINT.
+///
+/// As PID 1 only a signal from outside of the pod counts: nobody inside can end the pod. Others are
+/// ignored without a message, because a flood of them would fill the log.
+extern "C" fn stop(signal: c_int, info: &siginfo_t) {
+    if !sys::is_from_outside(info) && sys::is_init() {
+        return;
+    }
     warn(match signal {
         SIGTERM => b"pause: SIGTERM\n",
         _ => b"pause: SIGINT\n",
@@ -78,8 +84,13 @@ extern "C" fn stop(signal: c_int) -> ! {
     sys::exit(0)
 }
 
-/// Prints what was asked for and ends.
-fn answer(text: &[u8]) -> ! {
+/// Called if the kernel refuses to let the process sleep. Trying again would occupy a CPU.
+fn cannot_sleep() -> ! {
+    fail(b"pause: cannot pause\n")
+}
+
+/// Writes `text` to stdout and exits.
+fn print_and_exit(text: &[u8]) -> ! {
     let written = sys::write(STDOUT_FILENO, text);
     if written.is_ok_and(|bytes| bytes == text.len()) {
         sys::exit(0)
@@ -87,13 +98,13 @@ fn answer(text: &[u8]) -> ! {
     fail(b"pause: cannot write to stdout\n")
 }
 
-/// Says why and ends.
+/// Writes the reason to stderr and exits.
 fn fail(message: &[u8]) -> ! {
     warn(message);
     sys::exit(1)
 }
 
-/// Writes to stderr. Nobody may be listening, and the pod goes on all the same.
+/// Writes to stderr. The pod has to go on where that fails, too.
 fn warn(message: &[u8]) {
     let _ = sys::write(STDERR_FILENO, message);
 }

@@ -1,104 +1,174 @@
-//! What a hostile container of the same pod tries, see [`support::attacks`], on the release binary in
+//! Attacks of a hostile container of the same pod, see [`harness::attacks`], on the release binary in
 //! both flavors.
 //!
-//! Each attempt is first made on a process that is like PID 1 but unprotected, and has to work there,
-//! or it would prove nothing. No seccomp filter is in the way of it, as an engine's would be.
+//! Each attempt is first made on a process that is like PID 1 but unprotected, and has to succeed there,
+//! or it would prove nothing. There is no seccomp filter in its way, as an engine's would be.
 
 use anyhow::{Context, Result, bail, ensure};
-use libtest_mimic::{Arguments, Trial};
+use harness::attacks::{self, ATTACKERS, ATTACKS, Attack, Attacker, Outcome};
+use harness::build::{self, Flavor};
+use harness::helper;
+use harness::helper::spawn;
+use harness::proc::{activity, anonymous, state, wait_until};
+use harness::sandbox::{self, Sandbox, Setup, USER, ensure_inside};
+use harness::trial::{Trials, obstacle};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use std::ffi::OsString;
-use std::process::{ExitCode, Stdio};
-use std::thread;
-use support::actor::{self, Part, spawn};
-use support::artifact::{self, Flavor};
-use support::attacks::{self, ATTACKS, Attack, Outcome};
-use support::proc::{activity, state, wait_until};
-use support::sandbox::{self, Setup};
-use support::trial;
+use std::path::Path;
+use std::process::ExitCode;
 
-const PARTS: &[Part] = &[("attacker", play_attacker)];
+const STOPPED: &str = "pause: SIGTERM\n";
+
+/// Attempts that are made from outside, too, and whether they end the pod.
+const FROM_OUTSIDE: [(&str, bool); 5] =
+    [("sigterm", true), ("tgkill", true), ("pidfd", true), ("forged", false), ("sigio", false)];
+
+helper!(ATTACKER = attack);
+helper!(CONTAINER_ROOT = |_| attacks::become_container_root(0));
+helper!(FLOOD = flood);
 
 fn main() -> ExitCode {
-    actor::take_the_stage(PARTS);
-    let arguments = Arguments::from_args();
-    let obstacle = sandbox::is_available().err().map(|error| format!("{error:#}"));
-    let no_root = (!geteuid().is_root())
-        .then(|| "only root can make a pod that has root beside user 65535".to_owned());
+    helper::dispatch();
+    let mut trials = Trials::new();
+    let no_sandbox = obstacle(sandbox::is_available());
+    let no_root = (!geteuid().is_root()).then(|| "only root can choose the pod's user".to_owned());
 
-    let mut trials = Vec::new();
     for flavor in [Flavor::Freestanding, Flavor::Hosted] {
-        let binary = artifact::build(flavor).expect("the release binary can be built");
-        for attack in ATTACKS {
-            for (who, outcome) in [("user", attack.user), ("root", attack.root)] {
-                let excuse = if who == "root" { &no_root } else { &None };
-                let obstacle = obstacle.clone().or(excuse.clone());
-                let setup = Setup::new(&binary).with_libraries(flavor == Flavor::Hosted);
-                let run = move || match obstacle {
-                    Some(reason) => trial::skip(reason),
-                    None => trial::outcome(withstand(setup, attack, who, outcome)),
-                };
-                let name = format!("{flavor:?}::{}::{who}", attack.name).to_lowercase();
-                trials.push(Trial::ignorable_test(name, run));
+        let binary = build::build(flavor).expect("the release binary can be built");
+        let setup =
+            move |binary: &Path| Setup::new(binary).with_libraries(flavor == Flavor::Hosted);
+        let prefix = format!("{flavor:?}").to_lowercase();
+        for attacker in &ATTACKERS {
+            let other_user =
+                no_root.clone().filter(|_| !["user", "nested"].contains(&attacker.name));
+            for attack in ATTACKS {
+                let (name, binary) =
+                    (format!("{prefix}::{}::{}", attack.name, attacker.name), binary.clone());
+                let obstacle = no_sandbox.clone().or(other_user.clone());
+                trials.add(name, obstacle, move || check_attack(setup(&binary), attack, attacker));
             }
         }
+        for (name, ends) in FROM_OUTSIDE {
+            let binary_ = binary.clone();
+            let run = move || check_from_outside(setup(&binary_).start()?, name, ends);
+            trials.add(format!("{prefix}::{name}::from_outside"), no_sandbox.clone(), run);
+        }
+        let run = move || check_flood(setup(&binary).start()?);
+        trials.add(format!("{prefix}::flood"), no_sandbox.clone().or(no_root.clone()), run);
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    trials.run()
 }
 
-/// Sees what comes of an attack on PID 1.
-fn withstand(setup: Setup, attack: &Attack, who: &str, outcome: Outcome) -> Result<()> {
-    let sandbox = setup.start()?;
+/// Checks the outcome of an attack on PID 1.
+fn check_attack(setup: Setup, attack: &Attack, attacker: &Attacker) -> Result<()> {
+    let setup = setup.user(attacker.pod_user);
+    let sandbox = if attacker.pod_user == 0 { setup.prepare(&CONTAINER_ROOT) } else { setup };
+    let sandbox = sandbox.start()?;
     sandbox.wait_until_asleep()?;
     let before = activity(sandbox.pid)?;
-    let mut attacker = sandbox.actor("attacker");
-    let output = attacker.args([attack.name, who]).stdin(Stdio::null()).output()?;
-    let said = String::from_utf8(output.stdout)?;
+    let mut command = sandbox.command(&ATTACKER);
+    let output = command.args([attack.name, attacker.name]).output()?;
+    let stdout = String::from_utf8(output.stdout)?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
 
-    if outcome != Outcome::Ends {
-        // (The attacker dies with PID 1.)
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let refused = said.contains("refused");
-        ensure!(refused == (outcome == Outcome::Denied), "the kernel says {said:?}");
-        ensure!(activity(sandbox.pid)? == before, "PID 1 was woken");
-        sandbox.wait_until_asleep()?;
-        sandbox.signal(Signal::SIGTERM)?;
+    let outcome = (attacker.outcome)(attack);
+    let result = stdout.strip_prefix("the control succeeded\n");
+    let result = result.with_context(|| format!("the control failed: {stdout}{stderr}"))?;
+    if outcome == Outcome::Ends {
+        // The attacker ends together with PID 1.
+        return ends(sandbox);
     }
+    ensure!(output.status.success(), "{stderr}");
+    match outcome {
+        Outcome::Denied => ensure!(result == "refused", "the kernel did it: {result}"),
+        Outcome::Done(effect) => ensure!(result == effect, "{result} instead of {effect}"),
+        _ => ensure!(result.is_empty(), "{result}"),
+    }
+    sandbox.wait_until_asleep()?;
+    let was_woken = activity(sandbox.pid)?.voluntary_switches != before.voluntary_switches;
+    let wakes = outcome == Outcome::Ignored;
+    ensure!(was_woken == wakes, "PID 1 was woken: {was_woken} instead of {wakes}");
+    sandbox.signal(Signal::SIGTERM)?;
+    ends(sandbox)
+}
+
+/// Checks that PID 1 exits with 0 after a SIGTERM, and has not printed anything else.
+fn ends(sandbox: Sandbox) -> Result<()> {
     let (status, stderr) = sandbox.wait()?;
-    let last_word = if attack.name == "sigint" { "pause: SIGINT\n" } else { "pause: SIGTERM\n" };
-    ensure!(status.code() == Some(0) && stderr == last_word, "{status}, {stderr:?}");
-    ensure!(said.starts_with("tried"), "the attack was none: {said:?}");
+    ensure!(status.code() == Some(0) && stderr == STOPPED, "{status}, {stderr:?}");
     Ok(())
 }
 
-/// Attacks a process of its own, which has to be a success, and then PID 1.
-fn play_attacker(arguments: &[OsString]) -> Result<()> {
-    let [name, who] = arguments else { bail!("takes an attack, and who makes it") };
-    let attack = ATTACKS.iter().find(|attack| name == attack.name).context("no such attack")?;
-    if who == "root" {
-        attacks::become_container_root()?
-    } else {
-        attacks::become_same_user()?
+/// Makes an attempt from the parent PID namespace.
+fn check_from_outside(sandbox: Sandbox, name: &str, is_obeyed: bool) -> Result<()> {
+    sandbox.wait_until_asleep()?;
+    let before = activity(sandbox.pid)?;
+    (find(name)?.run)(sandbox.pid)?;
+    if !is_obeyed {
+        wait_until("PID 1 was woken", || activity(sandbox.pid).is_ok_and(|it| it != before))?;
+        sandbox.wait_until_asleep()?;
+        sandbox.signal(Signal::SIGTERM)?;
     }
+    ends(sandbox)
+}
+
+/// Checks that PID 1 does not grow by signals that it ignores.
+fn check_flood(sandbox: Sandbox) -> Result<()> {
+    sandbox.wait_until_asleep()?;
+    // The first signal needs a page of the stack, which stays.
+    sandbox.run(&FLOOD, &["1"])?;
+    sandbox.wait_until_asleep()?;
+    let before = anonymous(sandbox.pid)?;
+    sandbox.run(&FLOOD, &["1000000"])?;
+    sandbox.wait_until_asleep()?;
+    let after = anonymous(sandbox.pid)?;
+    ensure!(before == after, "{before} KiB of anonymous memory became {after}");
+    sandbox.signal(Signal::SIGTERM)?;
+    ends(sandbox)
+}
+
+fn flood(arguments: &[OsString]) -> Result<()> {
+    let [number] = arguments else { bail!("takes the number of signals") };
+    ensure_inside()?;
+    sandbox::become_user(USER)?;
+    for _ in 0..number.to_string_lossy().parse()? {
+        kill(Pid::from_raw(1), Signal::SIGTERM)?;
+    }
+    Ok(())
+}
+
+fn find(name: &str) -> Result<&'static Attack> {
+    ATTACKS.iter().find(|attack| attack.name == name).context("no such attack")
+}
+
+/// Attacks an unprotected process, which has to succeed, and then PID 1.
+fn attack(arguments: &[OsString]) -> Result<()> {
+    let [name, attacker] = arguments else { bail!("takes an attack and an attacker") };
+    let attack = find(&name.to_string_lossy())?;
+    let attacker = ATTACKERS.iter().find(|it| attacker == it.name).context("no such attacker")?;
+    ensure_inside()?;
+    attacks::prepare()?;
+    (attacker.become_attacker)(attacker.pod_user)?;
     attacks::unprotect()?;
-    let victim = spawn(|| {
-        loop {
-            thread::park();
-        }
-    })?;
-    (attack.run)(victim).context("it does not even work on an unprotected process")?;
-    if matches!(attack.user, Outcome::Ignored | Outcome::Ends) {
+
+    let victim = if attack.on_itself { Pid::this() } else { spawn(attacks::park)? };
+    wait_until("the control sleeps", || attack.on_itself || state(victim) == Some('S'))?;
+    (attack.run)(victim).context("it fails on an unprotected process")?;
+    let outcome = (attacker.outcome)(attack);
+    if matches!(outcome, Outcome::Dropped | Outcome::Ignored | Outcome::Ends) {
         let has_effect = || matches!(state(victim), Some('T' | 'Z'));
-        wait_until("an unprotected process is stopped or dead", has_effect)?;
+        wait_until("the unprotected process is stopped or dead", has_effect)?;
     }
-    println!("tried");
-    kill(victim, Signal::SIGKILL)?;
+    println!("the control succeeded");
+    if attacker.name == "nested" {
+        attacks::nest_children()?;
+    }
     match (attack.run)(Pid::from_raw(1)) {
-        Ok(()) => print!("done"),
+        Ok(effect) => print!("{effect}"),
         Err(error) => match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => print!("refused"),
+            Some(libc::EPERM | libc::EACCES | libc::EINVAL) => print!("refused"),
             _ => return Err(error.into()),
         },
     }

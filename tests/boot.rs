@@ -6,19 +6,19 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use cpio::newc;
+use harness::proc::wait_until;
+use harness::target::{Kernel, TARGETS, Target};
+use harness::{build, trial};
 use libtest_mimic::{Arguments, Completion, Trial};
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
-use support::artifact::{Kernel, TARGETS, Target};
-use support::proc::wait_until;
-use support::{artifact, trial};
 
 /// Options of the machine, and the number of the call that pause is to sleep in there.
 fn machine(target: &Target) -> (&'static [&'static str], u32) {
-    match target.emulator {
+    match target.qemu {
         // One of the processors that can have pages of 16 KiB. It has ppoll, and no pause.
         "aarch64" => (&["-machine", "virt", "-cpu", "cortex-a76"], 73),
         "arm" => (&["-machine", "virt", "-cpu", "cortex-a15"], 29),
@@ -52,8 +52,8 @@ fn main() -> ExitCode {
 
 /// Finds what the trial needs: the program that makes the machine, and the kernel's folder.
 fn prerequisites(target: &Target, kernel: &Kernel) -> Result<(PathBuf, PathBuf)> {
-    artifact::find_core(target.triple)?;
-    let qemu = target.find_machine()?;
+    build::find_core(target.triple)?;
+    let qemu = target.system_emulator()?;
     let folder = env::var_os("PAUSE_FOREIGN_KERNELS").context(
         "there are no kernels; get them as .ci/run does, and name them in PAUSE_FOREIGN_KERNELS",
     )?;
@@ -68,7 +68,7 @@ fn boots(target: &Target, kernel: &Kernel, qemu: &Path, folder: &Path) -> Result
     let temporary = tempfile::tempdir()?;
     let initramfs = temporary.path().join("initramfs");
     let busybox = folder.join("busybox");
-    let init = artifact::project().join("tests/boot/init");
+    let init = build::project().join("tests/boot/init");
     let files = [("init", &init), ("pause", &target.build()?), ("busybox", &busybox)];
     pack(&initramfs, &files).context("cannot pack the initramfs")?;
 

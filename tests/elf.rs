@@ -1,10 +1,12 @@
-//! The shape of the shipped file, to the byte, and the link that refuses any other shape.
+//! The ELF file that ships, and changes to the sources and linkers that fail to make it.
 //!
-//! A target whose `core` is not at hand counts as ignored and says how to get it; with
-//! `PAUSE_NO_SKIP=1`, as CI has it, it fails.
+//! A target without `core` on this machine is ignored, and the reason says how to get it. With
+//! `PAUSE_NO_SKIP=1`, as in CI, it fails.
 
-use anyhow::{Result, bail, ensure};
-use libtest_mimic::{Arguments, Trial};
+use anyhow::{Result, anyhow, bail, ensure};
+use harness::build::{self, Flavor};
+use harness::target::{TARGETS, Target};
+use harness::trial::{Trials, obstacle};
 use object::elf::{
     EM_AARCH64, EM_ARM, EM_LOONGARCH, EM_PPC64, EM_RISCV, EM_S390, EM_X86_64, ET_DYN, FileHeader32,
     FileHeader64, Machine, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_LOAD,
@@ -13,20 +15,19 @@ use object::read::elf::{FileHeader, ProgramHeader as _};
 use object::{Endianness, FileKind};
 use std::process::{Command, ExitCode, Output};
 use std::{env, fs};
-use support::artifact::{self, TARGETS, Target};
-use support::trial;
+use which::which;
 
-/// What the file of a target says it is for, and the bytes that it may have.
-fn expected(target: &Target) -> (Machine, usize) {
-    match target.emulator {
-        "aarch64" => (EM_AARCH64, 2048),
-        "arm" => (EM_ARM, 2048),
-        "loongarch64" => (EM_LOONGARCH, 2048),
-        "ppc64le" => (EM_PPC64, 2048),
-        "riscv64" => (EM_RISCV, 2048),
-        "s390x" => (EM_S390, 2048),
-        "x86_64" => (EM_X86_64, 1280),
-        other => panic!("teach this test about {other}"),
+/// What the ELF header of a target's file names as the architecture.
+fn machine(target: &Target) -> Machine {
+    match target.arch {
+        "aarch64" => EM_AARCH64,
+        "arm" => EM_ARM,
+        "loongarch64" => EM_LOONGARCH,
+        "powerpc64" => EM_PPC64,
+        "riscv64" => EM_RISCV,
+        "s390x" => EM_S390,
+        "x86_64" => EM_X86_64,
+        other => panic!("add {other} to this list"),
     }
 }
 
@@ -34,20 +35,54 @@ fn expected(target: &Target) -> (Machine, usize) {
 const PAGE: u64 = 4096;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let mut trials = Vec::new();
+    let mut trials = Trials::new();
     for target in TARGETS {
-        let try_it = move || match artifact::find_core(target.triple) {
-            Err(reason) if !target.is_native() => trial::skip(format!("{reason:#}")),
-            _ => trial::outcome(has_its_shape(target)),
-        };
-        trials.push(Trial::ignorable_test(format!("shape::{}", target.triple), try_it));
+        let missing = obstacle(build::find_core(target.triple)).filter(|_| !target.is_native());
+        trials.add(format!("shape::{}", target.triple), missing, || has_its_shape(target));
     }
     for breakage in BREAKAGES {
         let name = format!("link_refuses::{}", breakage.name);
-        trials.push(Trial::ignorable_test(name, || trial::outcome(is_refused(breakage))));
+        trials.add(name, None, || is_refused(breakage));
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    for (linker, refusal) in LINKERS {
+        let missing = obstacle(which(format!("ld.{linker}")).map_err(|_| {
+            anyhow!("there is no ld.{linker}; on Debian: apt install binutils lld mold")
+        }));
+        trials.add(format!("linker::{linker}"), missing, || links_or_refuses(linker, *refusal));
+    }
+    trials.run()
+}
+
+/// Linkers that compilers know by name, and what they say if they cannot make the file.
+const LINKERS: &[(&str, Option<&str>)] = &[
+    ("bfd", None),
+    ("lld", None),
+    ("gold", Some("binary output format not compatible with")),
+    ("mold", Some("mold: fatal:")),
+];
+
+/// A linker makes the file that ships, or fails. It never makes another file.
+fn links_or_refuses(linker: &str, refusal: Option<&str>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut link = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    link.current_dir(build::project()).arg("rustc").args(["--release", "--package=pause"]);
+    link.arg("--target-dir").arg(folder.path()).env("CARGO_ENCODED_RUSTFLAGS", "");
+    let Output { status, stderr, .. } =
+        link.args(["--", &format!("-Clink-arg=-fuse-ld={linker}")]).output()?;
+    let stderr = String::from_utf8_lossy(&stderr);
+    let binary = fs::read(folder.path().join("release/pause"));
+    match refusal {
+        Some(refusal) => {
+            ensure!(!status.success() && stderr.contains(refusal), "{status}: {stderr}");
+            ensure!(binary.is_err(), "there is a file all the same");
+        }
+        None => {
+            ensure!(status.success(), "{status}: {stderr}");
+            let ours = fs::read(build::build(Flavor::Freestanding)?)?;
+            ensure!(binary? == ours, "it made another file");
+        }
+    }
+    Ok(())
 }
 
 fn has_its_shape(target: &Target) -> Result<()> {
@@ -63,8 +98,8 @@ fn has_its_shape(target: &Target) -> Result<()> {
 fn is_in_shape<H: FileHeader<Endian = Endianness>>(bytes: &[u8], target: &Target) -> Result<()> {
     let file = H::parse(bytes)?;
     let endian = file.endian()?;
-    let (machine, budget) = expected(target);
-    ensure!(bytes.len() <= budget, "{} bytes", bytes.len());
+    let machine = machine(target);
+    ensure!(bytes.len() as u64 <= target.budget().binary, "{} bytes", bytes.len());
     ensure!(file.e_machine(endian) == machine, "{:?}", file.e_machine(endian));
 
     // Position-independent, and nothing in it depends on the position.
@@ -102,7 +137,7 @@ fn is_in_shape<H: FileHeader<Endian = Endianness>>(bytes: &[u8], target: &Target
     Ok(())
 }
 
-/// A change to the sources after which the program would crash at run time.
+/// A change to the sources with which the program would crash at run time.
 struct Breakage {
     name: &'static str,
     file: &'static str,
@@ -156,7 +191,7 @@ const BREAKAGES: &[Breakage] = &[
 
 fn is_refused(breakage: &Breakage) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    artifact::copy_sources(folder.path())?;
+    build::copy_sources(folder.path())?;
     let path = folder.path().join(breakage.file);
     let source = fs::read_to_string(&path)?;
     ensure!(source.matches(breakage.old).count() == 1, "{} has changed", breakage.file);

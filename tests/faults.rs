@@ -1,12 +1,22 @@
 //! What goes wrong around the process, tried on the release binary: system calls that fail, limits
-//! that leave it nothing, a SIGTERM that comes too early.
+//! that are exhausted, signals at a bad time.
 //!
-//! Each trial is a part that an actor plays in a sandbox: it starts `/pause` there as often as it
-//! likes, see [`support::life`], as PID 1 and elsewhere. Only the freestanding binary is tried, and
-//! only where it is this machine's: the other flavor makes its C library's calls too, and an emulator
-//! makes calls of its own.
+//! Each trial is a helper in a sandbox that starts many processes of `/pause`, see
+//! [`harness::process`], as PID 1 and not as PID 1. Only the native freestanding binary is tried: the
+//! hosted flavor and emulators make additional system calls.
+
+#![expect(clippy::incompatible_msrv, reason = "only the product supports an older Rust")]
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::build::{self, Flavor};
+use harness::calls::{self, Call, Refused};
+use harness::cgroup::Cgroup;
+use harness::helper;
+use harness::helper::{Helper, spawn};
+use harness::proc::{SLEEPING_CALL, activity, catches, children, wait_until};
+use harness::process::{PauseProcess, Spawn};
+use harness::sandbox::{self, Sandbox, Setup};
+use harness::{seccomp, trial};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
@@ -17,40 +27,36 @@ use nix::sys::wait::WaitStatus;
 use nix::unistd::{Pid, SysconfVar, getppid, sysconf, write};
 use std::ffi::OsString;
 use std::hint::spin_loop;
-use std::io;
+use std::io::{self, PipeReader, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::thread;
 use std::time::Instant;
-use support::actor::{self, Part, spawn};
-use support::artifact::{self, Flavor};
-use support::calls::{self, Call, Refused};
-use support::cgroup::Cgroup;
-use support::life::{Life, Start};
-use support::proc::{activity, catches, children, wait_until};
-use support::sandbox::{self, Sandbox, Setup};
-use support::{seccomp, trial};
 
 const STOPPED: &str = "pause: SIGTERM\n";
 const WARNING: &str = "pause: warning: not PID 1\n";
 
-/// Trials that take nothing but a sandbox.
-const PARTS: &[Part] = &[
-    ("its_system_calls_are_those_listed", play_trace),
-    ("the_listed_system_calls_are_enough", play_allow_only),
-    ("sigterm_before_any_instruction", play_steps),
-    ("sigterm_after_any_delay", play_delays),
-    ("limits_of_zero", play_limits_of_zero),
-    ("little_address_space", play_little_address_space),
-    ("little_stack", play_little_stack),
-];
+helper!(TRACE = trace);
+helper!(ALLOW_ONLY = allow_only);
+helper!(STEPS = steps);
+helper!(DELAYS = delays);
+helper!(LIMITS_OF_ZERO = limits_of_zero);
+helper!(LITTLE_ADDRESS_SPACE = little_address_space);
+helper!(LITTLE_STACK = little_stack);
+helper!(REFUSED = refused);
+helper!(IN_CGROUP = in_cgroup);
+helper!(IN_FULL_CGROUP = in_full_cgroup);
 
-/// Parts of those that take more.
-const OTHER_PARTS: &[Part] = &[
-    ("refused", play_refused),
-    ("in-cgroup", play_in_cgroup),
-    ("in-full-cgroup", play_in_full_cgroup),
+/// Trials that need nothing but a sandbox: each is a helper that runs in one.
+const IN_SANDBOX: &[(&str, &Helper)] = &[
+    ("its_system_calls_are_those_listed", &TRACE),
+    ("the_listed_system_calls_are_enough", &ALLOW_ONLY),
+    ("sigterm_before_any_instruction", &STEPS),
+    ("sigterm_after_any_delay", &DELAYS),
+    ("limits_of_zero", &LIMITS_OF_ZERO),
+    ("little_address_space", &LITTLE_ADDRESS_SPACE),
+    ("little_stack", &LITTLE_STACK),
 ];
 
 /// A trial that needs a control group: what it is called, the group's controller, and what to do.
@@ -59,11 +65,11 @@ type InCgroup = (&'static str, &'static str, fn(&Cgroup) -> Result<()>);
 const IN_CGROUPS: &[InCgroup] = &[
     ("little_memory", "memory", little_memory),
     ("little_cpu_time", "cpu", little_cpu_time),
-    ("a_full_pid_namespace", "pids", a_full_pid_namespace),
+    ("pids_limit_reached", "pids", pids_limit_reached),
 ];
 
 fn main() -> ExitCode {
-    actor::take_the_stage(&[PARTS, OTHER_PARTS].concat());
+    helper::dispatch();
     let arguments = Arguments::from_args();
     let obstacle = sandbox::is_available().err().map(|error| format!("{error:#}"));
 
@@ -72,11 +78,11 @@ fn main() -> ExitCode {
         let obstacle = obstacle.clone();
         trials.push(Trial::ignorable_test(name, || obstacle.map_or_else(run, trial::skip)));
     };
-    for (part, _) in PARTS {
-        add(part, Box::new(|| trial::outcome(act(part, &[]))));
+    for (name, helper) in IN_SANDBOX {
+        add(name, Box::new(|| trial::outcome(run_in_sandbox(helper, &[]))));
     }
     for (index, call) in calls::until_asleep(false).enumerate() {
-        let run = move || trial::outcome(act("refused", &[&index.to_string()]));
+        let run = move || trial::outcome(run_in_sandbox(&REFUSED, &[&index.to_string()]));
         add(&format!("refused::{}", call.name), Box::new(run));
     }
     for (name, controller, run) in IN_CGROUPS {
@@ -91,14 +97,14 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-fn act(part: &str, arguments: &[&str]) -> Result<()> {
-    stage()?.act(part, arguments).map(drop)
+fn run_in_sandbox(helper: &Helper, arguments: &[&str]) -> Result<()> {
+    sandbox()?.run(helper, arguments).map(drop)
 }
 
-/// A sandbox to start lives in.
-fn stage() -> Result<Sandbox> {
+/// A sandbox to start processes in.
+fn sandbox() -> Result<Sandbox> {
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
-        artifact::build(Flavor::Freestanding).expect("the release binary can be built")
+        build::build(Flavor::Freestanding).expect("the release binary can be built")
     });
     let sandbox = Setup::new(&BINARY).start()?;
     sandbox.wait_until_asleep()?;
@@ -107,8 +113,8 @@ fn stage() -> Result<Sandbox> {
 
 // System calls.
 
-/// Refuses a system call for every reason that there is.
-fn play_refused(arguments: &[OsString]) -> Result<()> {
+/// Refuses a system call with every errno.
+fn refused(arguments: &[OsString]) -> Result<()> {
     let [index] = arguments else { bail!("takes the index of a call") };
     let index = index.to_str().context("a number")?.parse()?;
     let call = calls::until_asleep(false).nth(index).context("no such call")?;
@@ -128,40 +134,40 @@ fn refuse(call: &Call, errno: i32, is_init: bool) -> Result<()> {
         spawn_child()?;
         seccomp::refuse(call.number, call.first, errno)
     };
-    let mut life = Start { is_init, argument: None, prepare: &prepare }.begin()?;
+    let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
     let warning = if is_init { "" } else { WARNING };
-    let said = match call.refused {
-        Refused::Continues => format!("{warning}{STOPPED}"),
-        Refused::Mistaken => format!("{WARNING}{STOPPED}"),
-        Refused::Mute => String::new(),
-        Refused::Spins => {
-            wait_until("it spins", || activity(life.pid).is_ok_and(|it| it.cpu_ticks > 0))?;
-            format!("{warning}{STOPPED}")
+    let stderr = match call.refused {
+        // A filter cannot be distinguished from a handler that returned.
+        Refused::Fails(_) if call.number == SLEEPING_CALL && errno == libc::EINTR => {
+            let calls = || activity(process.pid).is_ok_and(|it| it.cpu_ticks > 0);
+            wait_until("the process calls again and again", calls)?;
+            return ends_well(process, &format!("{warning}{STOPPED}"));
         }
-        Refused::Fails(complaint) => {
-            let (end, said) = life.end()?;
-            let said = said.strip_prefix(warning).unwrap_or(&said);
-            ensure!(end == Ok(1) && said == complaint, "{end:?}, {said:?}");
+        Refused::Fails(message) => {
+            let (end, stderr) = process.wait_with_stderr()?;
+            let stderr = stderr.strip_prefix(warning).unwrap_or(&stderr);
+            ensure!(end == Ok(1) && stderr == message, "{end:?}, {stderr:?}");
             return Ok(());
         }
+        Refused::Continues => format!("{warning}{STOPPED}"),
+        Refused::AssumesNotInit => format!("{WARNING}{STOPPED}"),
+        Refused::Silent => String::new(),
     };
-    if call.refused != Refused::Spins {
-        life.settle()?;
-    }
-    ensure!(!life.is_over(), "it ended: {:?}", life.end()?);
-    for child in children(life.pid) {
+    process.wait_settled()?;
+    ensure!(!process.has_ended(), "it ended: {:?}", process.wait_with_stderr()?);
+    for child in children(process.pid) {
         kill(child, Signal::SIGKILL)?;
     }
-    wait_until("its child is reaped", || children(life.pid).is_empty())?;
-    ends_well(life, &said)
+    wait_until("its child is reaped", || children(process.pid).is_empty())?;
+    ends_well(process, &stderr)
 }
 
-/// Starts a child that stays as long as its parent.
+/// Starts a child that ends with its parent.
 fn spawn_child() -> Result<()> {
     let parent = Pid::this();
     let stay = || {
         set_pdeathsig(Signal::SIGKILL)?;
-        // (The parent may have ended before that.)
+        // The parent may have ended before that.
         while getppid() == parent {
             thread::park();
         }
@@ -170,34 +176,42 @@ fn spawn_child() -> Result<()> {
     spawn(stay).map(drop)
 }
 
-/// Ends a life by SIGTERM: exit code 0, and nothing on stderr but `said`.
-fn ends_well(life: Life, said: &str) -> Result<()> {
-    life.signal(Signal::SIGTERM)?;
-    let end = life.end()?;
-    ensure!(end == (Ok(0), said.to_owned()), "{end:?}");
+/// Ends a process by SIGTERM: exit code 0, and nothing on stderr but `stderr`.
+fn ends_well(process: PauseProcess, stderr: &str) -> Result<()> {
+    process.signal(Signal::SIGTERM)?;
+    let end = process.wait_with_stderr()?;
+    ensure!(end == (Ok(0), stderr.to_owned()), "{end:?}");
     Ok(())
 }
 
-/// Compares the calls of whole lives with the list.
-fn play_trace(_: &[OsString]) -> Result<()> {
+/// Compares the system calls from start to end with the list. PID 1 gets a SIGTERM from inside first.
+fn trace(_: &[OsString]) -> Result<()> {
     for is_init in [true, false] {
+        let (ignored, end) = if is_init { (&calls::IGNORE[..], 1) } else { (&[][..], 0) };
+        let last = ignored.iter().chain(&calls::END[end..]);
         let expected: Vec<_> = calls::until_asleep(is_init)
             .map(|call| (call.number, call.first))
-            .chain(calls::END.map(|number| (number, None)))
+            .chain(last.map(|&number| (number, None)))
             .collect();
-        let mut life = Start { is_init, argument: None, prepare: &|| Ok(()) }.begin_traced()?;
+        let (reader, writer) = io::pipe()?;
+        let mut start_sender = Some(writer).filter(|_| is_init);
+        let prepare = || if is_init { spawn_sender(&reader) } else { Ok(()) };
+        let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn_traced()?;
         let mut made = Vec::new();
         let mut signal = None;
         loop {
-            ptrace::syscall(life.pid, signal.take())?;
-            life.settle()?;
-            if life.status().is_none() {
-                life.signal(Signal::SIGTERM)?;
-                life.wait()?;
+            ptrace::syscall(process.pid, signal.take())?;
+            process.wait_settled()?;
+            if process.status().is_none() {
+                match start_sender.take() {
+                    Some(mut writer) => writer.write_all(&[0])?,
+                    None => process.signal(Signal::SIGTERM)?,
+                }
+                process.wait()?;
             }
-            match life.status() {
+            match process.status() {
                 Some(WaitStatus::PtraceSyscall(_)) => {
-                    let call = ptrace::syscall_info(life.pid)?;
+                    let call = ptrace::syscall_info(process.pid)?;
                     if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
                         // SAFETY: at the entry of a system call it is this one of the union.
                         let call = unsafe { call.u.entry };
@@ -214,23 +228,37 @@ fn play_trace(_: &[OsString]) -> Result<()> {
     Ok(())
 }
 
+/// Starts a child that sends SIGTERM to its parent when it reads a byte.
+fn spawn_sender(mut start: &PipeReader) -> Result<()> {
+    let send = || {
+        start.read_exact(&mut [0])?;
+        kill(getppid(), Signal::SIGTERM)?;
+        // Stays, so that no SIGCHLD follows.
+        loop {
+            thread::park();
+        }
+    };
+    spawn(send).map(drop)
+}
+
 /// Kills the process at any call that is not listed.
-fn play_allow_only(_: &[OsString]) -> Result<()> {
+fn allow_only(_: &[OsString]) -> Result<()> {
     let prepare = || {
         spawn_child()?;
         seccomp::allow_only(calls::all())
     };
     for (is_init, warning) in [(true, ""), (false, WARNING)] {
-        let start = Start { is_init, argument: None, prepare: &prepare };
-        let mut life = start.begin()?;
-        life.settle()?;
-        for child in children(life.pid) {
+        let start = Spawn { is_init, argument: None, prepare: &prepare };
+        let mut process = start.spawn()?;
+        process.wait_settled()?;
+        for child in children(process.pid) {
             kill(child, Signal::SIGKILL)?;
         }
-        wait_until("its child is reaped", || children(life.pid).is_empty())?;
-        ends_well(life, &format!("{warning}{STOPPED}"))?;
+        wait_until("its child is reaped", || children(process.pid).is_empty())?;
+        ends_well(process, &format!("{warning}{STOPPED}"))?;
         for (argument, code) in [(c"--version", 0), (c"--help", 0), (c"x", 64)] {
-            let (end, _) = Start { argument: Some(argument), ..start }.begin()?.end()?;
+            let (end, _) =
+                Spawn { argument: Some(argument), ..start }.spawn()?.wait_with_stderr()?;
             ensure!(end == Ok(code), "{argument:?}: {end:?}");
         }
     }
@@ -242,27 +270,27 @@ fn play_allow_only(_: &[OsString]) -> Result<()> {
 /// Sends SIGTERM before the first instruction, before the second, and so on until it sleeps: PID 1
 /// ignores it, and any other process dies of it, as long as there is no handler; from then on, or if
 /// it waits behind a mask until then, it ends the process with exit code 0.
-fn play_steps(_: &[OsString]) -> Result<()> {
+fn steps(_: &[OsString]) -> Result<()> {
     let deaf = || Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?);
     for is_init in [true, false] {
-        let begin = Start { is_init, argument: None, prepare: &|| Ok(()) };
-        for (start, is_deaf) in [(begin, false), (Start { prepare: &deaf, ..begin }, true)] {
+        let begin = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
+        for (start, is_deaf) in [(begin, false), (Spawn { prepare: &deaf, ..begin }, true)] {
             let mut instructions = 0;
-            let mut life = start.begin_traced()?;
-            while life.step()? {
+            let mut process = start.spawn_traced()?;
+            while process.step()? {
                 instructions += 1;
             }
-            drop(life);
+            drop(process);
             for done in 0..=instructions {
-                let mut life = start.begin_traced()?;
+                let mut process = start.spawn_traced()?;
                 for _ in 0..done {
-                    life.step()?;
+                    process.step()?;
                 }
-                let is_ready = is_deaf || catches(life.pid, Signal::SIGTERM);
-                life.signal(Signal::SIGTERM)?;
-                ptrace::detach(life.pid, None)?;
+                let is_ready = is_deaf || catches(process.pid, Signal::SIGTERM);
+                process.signal(Signal::SIGTERM)?;
+                ptrace::detach(process.pid, None)?;
                 let allowed = if is_ready { Early::Obeyed } else { Early::before_handler(is_init) };
-                let seen = early(life)?;
+                let seen = early(process)?;
                 ensure!(
                     seen == allowed,
                     "after {done} of {instructions} instructions (PID 1 {is_init}, \
@@ -274,7 +302,7 @@ fn play_steps(_: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// What becomes of a process that SIGTERM meets in its early life.
+/// What becomes of a process that SIGTERM meets in its early process.
 #[derive(Debug, PartialEq)]
 enum Early {
     /// It exits with 0.
@@ -291,14 +319,14 @@ impl Early {
     }
 }
 
-/// Sees what becomes of a life that SIGTERM was sent to.
-fn early(mut life: Life) -> Result<Early> {
-    life.settle()?;
-    let is_over = life.is_over();
+/// Sees what becomes of a process that SIGTERM was sent to.
+fn early(mut process: PauseProcess) -> Result<Early> {
+    process.wait_settled()?;
+    let is_over = process.has_ended();
     if !is_over {
-        life.signal(Signal::SIGTERM)?;
+        process.signal(Signal::SIGTERM)?;
     }
-    match life.end()? {
+    match process.wait_with_stderr()? {
         (Ok(0), _) if is_over => Ok(Early::Obeyed),
         (Ok(0), _) => Ok(Early::Ignored),
         (Err(Signal::SIGTERM), _) => Ok(Early::Killed),
@@ -308,27 +336,27 @@ fn early(mut life: Life) -> Result<Early> {
 
 /// Sends SIGTERM after delays from the clone on, which cover what the tracer does not see: the
 /// kernel's part of the birth.
-fn play_delays(_: &[OsString]) -> Result<()> {
+fn delays(_: &[OsString]) -> Result<()> {
     const LIVES: u32 = 4500;
     for is_init in [true, false] {
-        let start = Start { is_init, argument: None, prepare: &|| Ok(()) };
+        let start = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
         let until_asleep = || {
             let born = Instant::now();
-            start.begin()?.settle()?;
+            start.spawn()?.wait_settled()?;
             Ok(born.elapsed())
         };
         // The quickest of some: the others were held up by other processes.
         let lives = (0..20).map(|_| until_asleep()).collect::<Result<Vec<_>>>()?;
         let until_asleep = *lives.iter().min().context("there are lives")?;
-        for life in 0..LIVES {
-            let delay = until_asleep * 2 * life / LIVES;
-            let life = start.begin()?;
+        for process in 0..LIVES {
+            let delay = until_asleep * 2 * process / LIVES;
+            let process = start.spawn()?;
             let born = Instant::now();
             while born.elapsed() < delay {
                 spin_loop();
             }
-            life.signal(Signal::SIGTERM)?;
-            let early = early(life)?;
+            process.signal(Signal::SIGTERM)?;
+            let early = early(process)?;
             ensure!(
                 [Early::Obeyed, Early::before_handler(is_init)].contains(&early),
                 "after {delay:?} (PID 1 {is_init}): {early:?}"
@@ -343,15 +371,15 @@ fn play_delays(_: &[OsString]) -> Result<()> {
 /// Lives with what `prepare` leaves it: true if it slept and stopped as always, false if the kernel
 /// did not let it come to its first instruction, or killed it for lack of memory.
 fn lives(is_init: bool, prepare: &dyn Fn() -> Result<()>) -> Result<bool> {
-    let mut life = Start { is_init, argument: None, prepare }.begin_traced()?;
-    if life.is_over() {
+    let mut process = Spawn { is_init, argument: None, prepare }.spawn_traced()?;
+    if process.has_ended() {
         return Ok(false);
     }
     // (Killed in this moment it cannot be let go.)
-    let _ = ptrace::detach(life.pid, None);
-    life.settle()?;
-    life.signal(Signal::SIGTERM)?;
-    let (end, said) = life.end()?;
+    let _ = ptrace::detach(process.pid, None);
+    process.wait_settled()?;
+    process.signal(Signal::SIGTERM)?;
+    let (end, said) = process.wait_with_stderr()?;
     let all_said = said == format!("{}{STOPPED}", if is_init { "" } else { WARNING });
     // Nobody sends this signal but the kernel's OOM killer.
     ensure!(end == Ok(0) && all_said || end == Err(Signal::SIGKILL), "{end:?}, {said:?}");
@@ -359,7 +387,7 @@ fn lives(is_init: bool, prepare: &dyn Fn() -> Result<()>) -> Result<bool> {
 }
 
 /// Sets each limit to nothing.
-fn play_limits_of_zero(_: &[OsString]) -> Result<()> {
+fn limits_of_zero(_: &[OsString]) -> Result<()> {
     use Resource::*;
     for resource in [
         RLIMIT_CORE,
@@ -387,7 +415,7 @@ fn play_limits_of_zero(_: &[OsString]) -> Result<()> {
 }
 
 /// Allows no page of address space, one page, and so on until there is more than enough.
-fn play_little_address_space(_: &[OsString]) -> Result<()> {
+fn little_address_space(_: &[OsString]) -> Result<()> {
     for is_init in [true, false] {
         let lived = pages(0).map(|bytes| lives_within(Resource::RLIMIT_AS, bytes, is_init));
         let lived = lived.collect::<Result<Vec<_>>>()?;
@@ -397,7 +425,7 @@ fn play_little_address_space(_: &[OsString]) -> Result<()> {
 }
 
 /// Allows the stack that the kernel needs to deliver a signal, whatever program it is for, and more.
-fn play_little_stack(_: &[OsString]) -> Result<()> {
+fn little_stack(_: &[OsString]) -> Result<()> {
     // SAFETY: reads what the kernel told this process at its start; 0 where it tells nothing.
     let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) };
     // `arch_align_stack` in the kernel's process.c begins up to so far below the top.
@@ -421,10 +449,10 @@ fn lives_within(resource: Resource, bytes: u64, is_init: bool) -> Result<bool> {
         .with_context(|| format!("{resource:?} is {bytes}, PID 1 {is_init}"))
 }
 
-/// Plays a part in a control group: the actor finds the way in on its stdin.
-fn act_in(group: &Cgroup, part: &str) -> Result<String> {
-    let sandbox = stage()?;
-    let output = sandbox.actor(part).stdin(group.door()?).output()?;
+/// Runs a helper that enters a control group by its stdin.
+fn run_in_cgroup(group: &Cgroup, helper: &Helper) -> Result<String> {
+    let sandbox = sandbox()?;
+    let output = sandbox.command(helper).stdin(group.procs_file()?).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
@@ -435,7 +463,7 @@ fn enter_cgroup() -> Result<()> {
     Ok(())
 }
 
-fn play_in_cgroup(_: &[OsString]) -> Result<()> {
+fn in_cgroup(_: &[OsString]) -> Result<()> {
     for is_init in [true, false] {
         print!("{} ", lives(is_init, &enter_cgroup)?);
     }
@@ -447,7 +475,7 @@ fn little_memory(group: &Cgroup) -> Result<()> {
     for kib in (0..512).step_by(16) {
         let bytes = (kib * 1024).to_string();
         group.set(("memory.limit_in_bytes", &bytes), ("memory.max", &bytes))?;
-        lived += &act_in(group, "in-cgroup").with_context(|| format!("{kib} KiB"))?;
+        lived += &run_in_cgroup(group, &IN_CGROUP).with_context(|| format!("{kib} KiB"))?;
     }
     ensure!(lived.contains("true") && lived.contains("false"), "{lived}");
     Ok(())
@@ -457,20 +485,20 @@ fn little_cpu_time(group: &Cgroup) -> Result<()> {
     // The least that the kernel takes: a millisecond in each second.
     group.set(("cpu.cfs_period_us", "1000000"), ("cpu.max", "1000 1000000"))?;
     group.set(("cpu.cfs_quota_us", "1000"), ("cpu.max", "1000 1000000"))?;
-    let lived = act_in(group, "in-cgroup")?;
+    let lived = run_in_cgroup(group, &IN_CGROUP)?;
     ensure!(lived == "true true ", "{lived}");
     Ok(())
 }
 
-fn a_full_pid_namespace(group: &Cgroup) -> Result<()> {
+fn pids_limit_reached(group: &Cgroup) -> Result<()> {
     group.set(("pids.max", "100"), ("pids.max", "100"))?;
-    let lived = act_in(group, "in-full-cgroup")?;
+    let lived = run_in_cgroup(group, &IN_FULL_CGROUP)?;
     ensure!(lived == "true", "{lived}");
     Ok(())
 }
 
 /// Lives as PID 1 of a namespace that no other process can be started in.
-fn play_in_full_cgroup(_: &[OsString]) -> Result<()> {
+fn in_full_cgroup(_: &[OsString]) -> Result<()> {
     let prepare = || {
         enter_cgroup()?;
         while spawn_child().is_ok() {}

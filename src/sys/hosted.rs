@@ -1,23 +1,23 @@
 //! The operations on std, libc and signal-hook: for a Unix without a file in `freestanding/`, and
-//! as the yardstick of what std costs. What each does on an error is told there.
+//! as the baseline that shows what std costs. That folder documents the errors of each operation.
 
-use super::{DESCRIPTORS, Refused};
-use libc::{c_char, c_int};
+use super::{Error, MAX_FD_FALLBACK};
+use libc::{c_char, c_int, siginfo_t};
 use std::ffi::CStr;
 pub use std::io::IoSlice;
-use std::ptr;
+use std::{io, ptr};
 
-/// Where the program begins. Not in std's own `main`: it would open a closed stdout as /dev/null,
-/// and a `--version` that goes nowhere would look well.
+/// The entry point. It replaces std's, which opens a closed stdout as /dev/null, so that `--version`
+/// would appear to succeed there.
 ///
 /// # Safety
 ///
-/// For the C library to call, with argc and argv.
+/// Only the C library calls it, with argc and argv.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn main(argc: c_int, argv: *const *const c_char) -> c_int {
     // SAFETY: with argc over 1 argv[1] is a string that ends in NUL and lives as long as the process.
     let first = (argc > 1).then(|| unsafe { CStr::from_ptr(*argv.add(1)) }.to_bytes());
-    crate::live(Arguments { first })
+    crate::run(Arguments { first })
 }
 
 /// The command line.
@@ -32,19 +32,19 @@ impl Arguments {
     }
 }
 
-/// The C library's convention: -1 is an error.
-fn check(result: isize) -> Result<usize, Refused> {
-    usize::try_from(result).map_err(|_| Refused)
+/// Converts a result of the C library, where -1 is an error.
+fn check(result: isize) -> Result<usize, Error> {
+    usize::try_from(result).map_err(|_| Error)
 }
 
 /// Writes `text` to descriptor `fd`: write(2).
-pub fn write(fd: c_int, text: &[u8]) -> Result<usize, Refused> {
+pub fn write(fd: c_int, text: &[u8]) -> Result<usize, Error> {
     // SAFETY: the call only reads `text`.
     check(unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) })
 }
 
 /// Writes the parts to descriptor `fd` as one message: writev(2).
-pub fn write_parts(fd: c_int, parts: &[IoSlice]) -> Result<usize, Refused> {
+pub fn write_parts(fd: c_int, parts: &[IoSlice]) -> Result<usize, Error> {
     // SAFETY: std gives IoSlice the layout of iovec, and the call only reads.
     check(unsafe { libc::writev(fd, parts.as_ptr().cast(), parts.len() as c_int) })
 }
@@ -54,15 +54,16 @@ pub fn exit(code: c_int) -> ! {
     signal_hook::low_level::exit(code)
 }
 
-/// Runs `handler` when `signal` comes: sigaction(2).
-pub fn handle(signal: c_int, handler: extern "C" fn(c_int) -> !) -> Result<(), Refused> {
-    // SAFETY: the handler only writes and exits, which signal-safety(7) allows.
-    let id = unsafe { signal_hook::low_level::register(signal, move || handler(signal)) };
-    id.map(drop).map_err(|_| Refused)
+/// Calls `handler` when `signal` arrives: sigaction(2).
+pub fn handle(signal: c_int, handler: extern "C" fn(c_int, &siginfo_t)) -> Result<(), Error> {
+    let action = move |info: &siginfo_t| handler(signal, info);
+    // SAFETY: the handler makes system calls only, all of which signal-safety(7) allows.
+    let id = unsafe { signal_hook_registry::register_sigaction(signal, action) };
+    id.map(drop).map_err(|_| Error)
 }
 
 /// Ignores `signal`: sigaction(2).
-fn ignore(signal: c_int, flags: c_int) -> Result<(), Refused> {
+fn ignore(signal: c_int, flags: c_int) -> Result<(), Error> {
     // SAFETY: a zeroed sigaction has no flag and an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = libc::SIG_IGN;
@@ -77,7 +78,7 @@ pub fn ignore_sigpipe() {
 }
 
 /// Lets the kernel reap each child at the moment it exits: SA_NOCLDWAIT in sigaction(2).
-pub fn ignore_sigchld() -> Result<(), Refused> {
+pub fn ignore_sigchld() -> Result<(), Error> {
     ignore(libc::SIGCHLD, libc::SA_NOCLDWAIT)
 }
 
@@ -113,12 +114,12 @@ pub fn forbid_dump() {
 /// Closes every descriptor from `first` up: close_range(2), or one after the other.
 pub fn close_from(first: c_int) {
     #[cfg(target_os = "linux")]
-    // SAFETY: the program keeps no descriptor but the three standard ones. By number, because musl
-    // and older glibc have no function for it.
+    // SAFETY: the program uses no descriptor but the three standard ones. Called by its number,
+    // because musl and older glibc have no function for it.
     if unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, 0) } == 0 {
         return;
     }
-    for fd in first..DESCRIPTORS {
+    for fd in first..MAX_FD_FALLBACK {
         // SAFETY: as above.
         unsafe { libc::close(fd) };
     }
@@ -144,10 +145,13 @@ pub fn become_subreaper() {
     };
 }
 
-/// Sleeps for ever: pause(2).
+/// Sleeps forever: pause(2).
 pub fn sleep(_: Arguments) -> ! {
     loop {
         // SAFETY: no arguments.
         unsafe { libc::pause() };
+        if io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            crate::cannot_sleep();
+        }
     }
 }

@@ -1,299 +1,258 @@
-//! `cargo xtask audit`: what the shipped file can do, read from the file alone.
+//! `cargo xtask audit`: the functions of the file that ships for x86_64, their instructions, and the
+//! system calls that they make.
 
-mod follow;
-
-use crate::docs::markdown;
-use anyhow::{Context, Result, bail, ensure};
-use follow::{Call, Code, Value, quoted};
-use iced_x86::{Formatter as _, Instruction, IntelFormatter};
-use object::Endianness;
-use object::elf::{
-    EM_X86_64, ET_DYN, FileHeader64, PF_R, PF_W, PF_X, PT_GNU_STACK, PT_LOAD, ProgramHeader64,
+use anyhow::{Context, Result, ensure};
+use harness::build::build_with_symbols;
+use harness::target::TARGETS;
+use harness::{calls, markdown};
+use iced_x86::{
+    Code, Decoder, FlowControl, Formatter as _, Instruction, InstructionInfoFactory,
+    IntelFormatter, OpAccess, Register,
 };
-use object::read::elf::{FileHeader as _, ProgramHeader as _};
-use std::collections::BTreeSet;
-use std::fmt::Write as _;
+use indicatif::HumanCount;
+use object::read::elf::ElfFile64;
+use object::{Endianness, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
-use support::artifact::TARGETS;
-use support::calls;
-use syscalls::Sysno;
-
-/// The system calls that there may be in the program for x86_64: those of [`calls`], no more and no
-/// fewer.
-fn documented() -> BTreeSet<String> {
-    let names = calls::all().filter_map(|number| Sysno::new(usize::try_from(number).ok()?));
-    // Where this machine has no pause, it is known by another name.
-    names
-        .map(|call| if call.name() == "ppoll" { "pause" } else { call.name() }.to_owned())
-        .collect()
-}
 
 /// The command line of `cargo xtask audit`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The program, an ELF file for x86_64 [default: the release binary, built now]
+    /// Binary for x86_64 of the same commit [default: the release binary, built now]
     file: Option<PathBuf>,
-    /// Print the names of the system calls alone, for a seccomp profile
+    /// Print only the names of the system calls, for a seccomp profile
     #[arg(long)]
     calls: bool,
 }
 
-/// Prints the page, and then judges.
-///
-/// # Errors
-///
-/// When the file cannot be read as a program for x86_64, or is not as documented: all reasons.
+/// Prints the functions and the listing. Fails if there are objections.
 pub fn run(args: &Args) -> Result<()> {
-    let path = match &args.file {
-        Some(file) => file.clone(),
-        None => native()?,
-    };
-    let name = path.display();
-    let bytes = fs::read(&path).with_context(|| format!("cannot read {name}"))?;
-    let audit = Audit::of(&bytes).with_context(|| format!("cannot audit {name}"))?;
-    if args.calls {
-        audit.names().iter().for_each(|name| println!("{name}"));
-    } else {
-        println!("{}", audit.page()?);
+    let program = Program::read(args.file.clone())?;
+    match args.calls {
+        true => program.calls_in(0..program.code_end).iter().for_each(|name| println!("{name}")),
+        false => println!("{}", program.page()),
     }
-    let objections = audit.objections();
-    ensure!(objections.is_empty(), "{name} is not as documented: {}", objections.join("; "));
-    Ok(())
+    program.check()
 }
 
-/// The page for the documents, of the release binary for x86_64.
-///
-/// # Errors
-///
-/// When there is no such binary to be had, or it is not as documented.
+/// The same for the documents, of the release binary.
 pub fn page() -> Result<String> {
-    let audit = release()?;
-    let objections = audit.objections();
-    ensure!(objections.is_empty(), "not as documented: {}", objections.join("; "));
-    audit.page()
+    let program = Program::read(None)?;
+    program.check()?;
+    Ok(program.page())
 }
 
-/// The names of the reachable system calls, for the documents.
-///
-/// # Errors
-///
-/// As [`page`].
-pub fn names() -> Result<String> {
-    let names = release()?.names();
-    Ok(names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "))
+struct Program {
+    bytes: Vec<u8>,
+    functions: BTreeMap<u64, String>,
+    instructions: BTreeMap<u64, Instruction>,
+    /// Where the last function ends and the text begins.
+    code_end: u64,
 }
 
-/// What the program has at an offset of its file, in words.
-pub fn place(bytes: &[u8], offset: usize) -> String {
-    let Ok(Audit { code, .. }) = Audit::of(bytes) else {
-        return "which is no program for x86_64".into();
-    };
-    let at = offset as u64;
-    if at < code.entry {
-        return "in the headers".into();
-    }
-    let Some((start, instruction)) = code.instructions.range(..=at).next_back() else {
-        return "before the code".into();
-    };
-    if at < instruction.next_ip() {
-        return format!("in the instruction {instruction} at {start:#x}");
-    }
-    let code_end = instruction.next_ip() as usize;
-    match code.bytes.get(code_end..offset) {
-        Some(before) => {
-            let line = before.iter().rposition(|&byte| matches!(byte, b'\n' | 0));
-            let line = code_end + line.map_or(0, |end| end + 1);
-            format!("in the text {}", code.show_value(Value::Address(line as u64)))
+impl Program {
+    fn read(file: Option<PathBuf>) -> Result<Self> {
+        let target = TARGETS.iter().find(|target| target.arch == "x86_64");
+        let target = target.context("x86_64 is not a target")?;
+        let mut bytes = fs::read(target.build()?)?;
+        let elf = fs::read(build_with_symbols(target)?)?;
+        let elf = ElfFile64::<Endianness>::parse(&*elf)?;
+        let text = elf.section_by_name(".text").context("there is no .text")?.data()?;
+        ensure!(text == bytes, "the build with symbols gave other code than the release binary");
+        if let Some(file) = file {
+            let given =
+                fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            ensure!(
+                given.len() == bytes.len(),
+                "{} is not a binary for x86_64 of this commit: check out its own",
+                file.display()
+            );
+            bytes = given;
         }
-        None => "behind the segment".into(),
-    }
-}
-
-fn release() -> Result<Audit> {
-    let path = native()?;
-    Audit::of(&fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?)
-}
-
-/// Builds the release binary for x86_64, on whatever machine.
-fn native() -> Result<PathBuf> {
-    let target = TARGETS.iter().find(|target| target.emulator == "x86_64");
-    target.context("x86_64 is no target any more")?.build()
-}
-
-/// What was found in a file.
-struct Audit {
-    size: usize,
-    position_independent: bool,
-    sections: u16,
-    segments: Vec<ProgramHeader64<Endianness>>,
-    code: Code,
-}
-
-impl Audit {
-    fn of(bytes: &[u8]) -> Result<Self> {
-        let elf = FileHeader64::<Endianness>::parse(bytes)
-            .ok()
-            .filter(|elf| elf.endian().is_ok_and(|endian| elf.e_machine(endian) == EM_X86_64))
-            .context("it is no ELF file for x86_64, and the audit knows no other machine's code")?;
-        let endian = elf.endian()?;
-        let segments = elf.program_headers(endian, bytes)?.to_vec();
-        let mut loaded = segments.iter().filter(|it| it.p_type(endian) == PT_LOAD);
-        let (Some(text), None) = (loaded.next(), loaded.next()) else {
-            bail!("it has not exactly one segment to load");
-        };
-        // Then what is at an address is at the same place in the file.
-        ensure!(
-            (text.p_offset(endian), text.p_vaddr(endian)) == (0, 0),
-            "its segment is not loaded from the start"
-        );
-        let length = usize::try_from(text.p_filesz(endian))?;
-        let loaded = bytes.get(..length).context("its segment is longer than the file")?;
-        let code = Code::follow(loaded, elf.e_entry(endian))?;
-        Ok(Self {
-            size: bytes.len(),
-            position_independent: elf.e_type(endian) == ET_DYN,
-            sections: elf.e_shnum(endian),
-            segments,
-            code,
-        })
+        let (mut functions, mut code_end) = (BTreeMap::new(), 0);
+        for symbol in elf.symbols() {
+            if symbol.kind() == SymbolKind::Text || symbol.name() == Ok("_start") {
+                let name = format!("{:#}", rustc_demangle::demangle(symbol.name()?));
+                functions.insert(symbol.address(), name);
+                code_end = code_end.max(symbol.address() + symbol.size());
+            }
+        }
+        let start = *functions.keys().next().context("there are no functions")?;
+        let code = &bytes[start as usize..code_end as usize];
+        let instructions = Decoder::with_ip(64, code, start, 0).into_iter();
+        let instructions =
+            instructions.map(|instruction| (instruction.ip(), instruction)).collect();
+        Ok(Self { bytes, functions, instructions, code_end })
     }
 
-    /// The names of the system calls that can be reached, in alphabetical order.
-    fn names(&self) -> BTreeSet<String> {
-        self.code.calls.iter().map(Call::name).collect()
-    }
-
-    /// What must not be.
-    fn objections(&self) -> Vec<String> {
-        let mut objections = self.code.objections.clone();
-        let endian = Endianness::Little;
-        for segment in &self.segments {
-            let (kind, flags) = (segment.p_type(endian), segment.p_flags(endian));
-            match kind {
-                PT_LOAD if flags.0 & PF_W.0 != 0 => objections.push("a segment is writable".into()),
-                PT_LOAD => {}
-                PT_GNU_STACK if flags.0 & PF_X.0 != 0 => {
-                    objections.push("the stack is executable".into());
+    /// Returns an error that names everything that is not as documented.
+    fn check(&self) -> Result<()> {
+        let mut objections = Vec::new();
+        for (at, instruction) in &self.instructions {
+            // Indirect jumps and calls, and other ways into the kernel, are not followed.
+            let is_followed = match instruction.flow_control() {
+                FlowControl::Call => {
+                    [Code::Syscall, Code::Call_rel32_64].contains(&instruction.code())
                 }
-                PT_GNU_STACK => {}
-                other => objections.push(format!("there is a program header of type {other:?}")),
-            }
-        }
-        if !self.segments.iter().any(|segment| segment.p_type(endian) == PT_GNU_STACK) {
-            objections.push("nothing keeps the stack from being executable".into());
-        }
-        let names = self.names();
-        let documented = documented();
-        for name in names.difference(&documented) {
-            objections.push(format!("the system call {name} is not documented"));
-        }
-        for name in documented.difference(&names) {
-            objections.push(format!("the documented system call {name} is not there"));
-        }
-        objections
-    }
-
-    /// All of it, in Markdown.
-    fn page(&self) -> Result<String> {
-        Ok(format!(
-            "## Segments\n\n{}\n\n## System calls\n\n```text\n{}```\n\n## Code\n\n```text\n{}```",
-            self.segments(),
-            self.calls(),
-            self.listing()?
-        ))
-    }
-
-    fn segments(&self) -> String {
-        let mut rows = Vec::new();
-        for segment in &self.segments {
-            let endian = Endianness::Little;
-            let flags = segment.p_flags(endian);
-            let mut letters = String::new();
-            for (flag, letter) in [(PF_R, 'r'), (PF_W, 'w'), (PF_X, 'x')] {
-                letters.push(if flags.0 & flag.0 != 0 { letter } else { '-' });
-            }
-            let kind = match segment.p_type(endian) {
-                PT_LOAD => "LOAD".to_owned(),
-                PT_GNU_STACK => "GNU_STACK".to_owned(),
-                other => format!("{other:?}"),
+                FlowControl::Exception => instruction.code() == Code::Ud2,
+                FlowControl::Next | FlowControl::Return => true,
+                FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => true,
+                _ => false,
             };
-            let file = segment.p_filesz(endian).to_string();
-            rows.push([kind, letters, file, segment.p_memsz(endian).to_string()]);
-        }
-        let table = markdown(["program header", "access", "bytes in the file", "in memory"], rows);
-        format!(
-            "An ELF file for x86_64 of {} bytes, {}, with {} sections, entered at {:#x}.\n\n{table}",
-            self.size,
-            if self.position_independent { "position-independent" } else { "at fixed addresses" },
-            self.sections,
-            self.code.entry
-        )
-    }
-
-    /// Each call with each set of arguments, in the order in which they are come upon.
-    fn calls(&self) -> String {
-        let mut lines = Vec::new();
-        for call in &self.code.calls {
-            let line = format!("{:5x}  {}\n", call.at, self.code.show(call));
-            if !lines.contains(&line) {
-                lines.push(line);
+            if !is_followed {
+                objections.push(format!("{at:#x} is {instruction}"));
             }
-        }
-        lines.concat()
-    }
-
-    /// Everything after the headers: the instructions that can be reached, and the text that is
-    /// between and behind them.
-    fn listing(&self) -> Result<String> {
-        let mut out = String::new();
-        let mut formatter = IntelFormatter::new();
-        let options = formatter.options_mut();
-        options.set_hex_prefix("0x");
-        options.set_hex_suffix("");
-        options.set_uppercase_hex(false);
-        options.set_branch_leading_zeros(false);
-        options.set_rip_relative_addresses(true);
-        let mut at = self.code.entry;
-        let end = self.code.bytes.len() as u64;
-        while at < end {
-            if let Some(instruction) = self.code.instructions.get(&at) {
-                let mut words = String::new();
-                formatter.format(instruction, &mut words);
-                let bytes = &self.code.bytes[at as usize..instruction.next_ip() as usize];
-                let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-                let note = self.note(instruction);
-                let line = format!("{at:5x}  {hex:20}  {words:40}{note}");
-                writeln!(out, "{}", line.trim_end())?;
-                at = instruction.next_ip();
-            } else {
-                let next = self.code.instructions.range(at..).next().map_or(end, |(&at, _)| at);
-                let text = &self.code.bytes[at as usize..next as usize];
-                // A line of text is a line here.
-                for line in text.split_inclusive(|&byte| matches!(byte, b'\n' | 0)) {
-                    writeln!(out, "{at:5x}  {}", quoted(line))?;
-                    at += line.len() as u64;
+            for next in successors(instruction) {
+                if next != self.code_end && !self.instructions.contains_key(&next) {
+                    objections.push(format!("{at:#x} leads into the middle of {next:#x}"));
                 }
             }
+            if instruction.code() == Code::Syscall && self.calls(*at).is_none() {
+                objections.push(format!("the number of the call at {at:#x} is not constant"));
+            }
         }
-        Ok(out)
+        let found = self.calls_in(0..self.code_end);
+        // Where this machine has no call named pause, the list has ppoll in its place.
+        let documented: BTreeSet<_> = calls::all()
+            .filter_map(|number| syscalls::Sysno::new(usize::try_from(number).ok()?))
+            .map(|call| if call.name() == "ppoll" { "pause" } else { call.name() })
+            .collect();
+        for name in found.symmetric_difference(&documented) {
+            let problem = if found.contains(name) { "undocumented" } else { "missing" };
+            objections.push(format!("the system call {name} is {problem}"));
+        }
+        ensure!(objections.is_empty(), "not as documented: {}", objections.join("; "));
+        Ok(())
     }
 
-    /// What there is to say about an instruction.
-    fn note(&self, instruction: &Instruction) -> String {
-        let at = instruction.ip();
-        let calls = self.code.calls.iter().filter(|call| call.at == at);
-        let names: BTreeSet<_> = calls.map(Call::name).collect();
-        if !names.is_empty() {
-            return format!("; {}", names.into_iter().collect::<Vec<_>>().join(", "));
+    /// The names of the system calls that a `syscall` instruction makes. None if there is a path to
+    /// it on which the number is not constant.
+    fn calls(&self, at: u64) -> Option<BTreeSet<&'static str>> {
+        let mut numbers = BTreeSet::new();
+        self.find_constants(Register::RAX, at, &mut BTreeSet::new(), &mut numbers)?;
+        let name = |&number: &u64| Some(syscalls::x86_64::Sysno::new(number as usize)?.name());
+        Some(numbers.iter().map(|number| name(number).unwrap_or("unknown")).collect())
+    }
+
+    /// The names of all system calls between two addresses.
+    fn calls_in(&self, range: Range<u64>) -> BTreeSet<&'static str> {
+        let instructions = self.instructions.range(range);
+        let syscalls = instructions.filter(|(_, it)| it.code() == Code::Syscall);
+        syscalls.filter_map(|(&at, _)| self.calls(at)).flatten().collect()
+    }
+
+    /// Collects the values that `register` can have before the instruction at `at`, by following the
+    /// code backwards. None if one of them is not constant.
+    fn find_constants(
+        &self,
+        register: Register,
+        at: u64,
+        seen: &mut BTreeSet<(u64, Register)>,
+        values: &mut BTreeSet<u64>,
+    ) -> Option<()> {
+        let before = self.before(at);
+        if before.is_empty() {
+            return None;
         }
-        let target = instruction.memory_displacement64();
-        if !instruction.is_ip_rel_memory_operand() {
-            String::new()
-        } else if self.code.instructions.contains_key(&target) {
-            format!("; code at {target:#x}")
-        } else {
-            format!("; {}", self.code.show_value(Value::Address(target)))
+        for instruction in before {
+            if !seen.insert((instruction.ip(), register)) {
+                continue;
+            }
+            let is_syscall = instruction.code() == Code::Syscall;
+            let is_call = instruction.flow_control() == FlowControl::Call;
+            let has_returned = is_call && instruction.next_ip() == at;
+            let mut factory = InstructionInfoFactory::new();
+            let is_written = factory.info(instruction).used_registers().iter().any(|used| {
+                let is_read = matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
+                used.register().full_register() == register && !is_read
+            });
+            match instruction.code() {
+                // A function that has returned has changed registers; the kernel has changed rax.
+                _ if has_returned && (!is_syscall || register == Register::RAX) => return None,
+                _ if !is_written => {
+                    self.find_constants(register, instruction.ip(), seen, values)?
+                }
+                Code::Mov_r32_imm32 => drop(values.insert(instruction.immediate(1))),
+                Code::Mov_rm32_r32 | Code::Mov_rm64_r64 => {
+                    let source = instruction.op1_register().full_register();
+                    self.find_constants(source, instruction.ip(), seen, values)?;
+                }
+                Code::Pop_r64 => match self.before(instruction.ip())[..] {
+                    [push] if push.code() == Code::Pushq_imm8 => {
+                        values.insert(push.immediate(0));
+                    }
+                    _ => return None,
+                },
+                _ => return None,
+            }
         }
+        Some(())
+    }
+
+    /// The instructions that can be executed right before the one at `at`.
+    fn before(&self, at: u64) -> Vec<&Instruction> {
+        self.instructions.values().filter(|it| successors(it).contains(&at)).collect()
+    }
+
+    /// A table of the functions, and the instructions of each.
+    fn page(&self) -> String {
+        let mut starts: Vec<_> = self.functions.iter().map(|(at, name)| (*at, &**name)).collect();
+        let headers = starts.first().map_or(0, |(at, _)| *at);
+        let end = self.bytes.len() as u64;
+        starts.push((self.code_end, ""));
+        let mut parts = vec![("ELF header and program headers".to_owned(), 0, headers)];
+        for pair in starts.windows(2) {
+            parts.push((format!("`{}`", pair[0].1), pair[0].0, pair[1].0));
+        }
+        parts.push(("text".to_owned(), self.code_end, end));
+        parts.push(("**file**".to_owned(), 0, end));
+        let rows = parts.into_iter().map(|(part, start, end)| {
+            let calls: Vec<_> = self.calls_in(start..end).into_iter().collect();
+            [part, HumanCount(end - start).to_string(), calls.join(", ")]
+        });
+        let table = markdown::table(["part", "bytes", "system calls"], rows);
+
+        let mut formatter = IntelFormatter::new();
+        formatter.options_mut().set_hex_prefix("0x");
+        formatter.options_mut().set_hex_suffix("");
+        formatter.options_mut().set_uppercase_hex(false);
+        formatter.options_mut().set_branch_leading_zeros(false);
+        let mut listing = String::new();
+        for (at, instruction) in &self.instructions {
+            if let Some(name) = self.functions.get(at) {
+                listing += &format!("\n{name}:\n");
+            }
+            let mut words = String::new();
+            formatter.format(instruction, &mut words);
+            let note = match instruction.is_ip_rel_memory_operand() {
+                true => self.describe(instruction.ip_rel_memory_address()),
+                false => Vec::from_iter(self.calls_in(*at..at + 1)).join(", "),
+            };
+            listing += format!("{at:5x}  {words:40}{note}").trim_end();
+            listing += "\n";
+        }
+        format!("{table}\n\n```text{listing}```")
+    }
+
+    /// The function or the line of text at an address.
+    fn describe(&self, address: u64) -> String {
+        let text = self.bytes.get(address as usize..).unwrap_or_default();
+        let line = text.split(|byte| matches!(byte, b'\n' | 0)).next().unwrap_or_default();
+        let line = || format!("{:?}", String::from_utf8_lossy(line));
+        self.functions.get(&address).cloned().unwrap_or_else(line)
+    }
+}
+
+/// Addresses that can be executed right after an instruction.
+fn successors(instruction: &Instruction) -> Vec<u64> {
+    let (next, target) = (instruction.next_ip(), instruction.near_branch_target());
+    match instruction.flow_control() {
+        FlowControl::Next => vec![next],
+        FlowControl::Call if instruction.code() == Code::Syscall => vec![next],
+        FlowControl::Call | FlowControl::ConditionalBranch => vec![next, target],
+        FlowControl::UnconditionalBranch => vec![target],
+        _ => vec![],
     }
 }

@@ -1,6 +1,11 @@
-//! `cargo xtask demo`: what a pause container is for, acted out with the shipped binary.
+//! `cargo xtask demo`: demonstrates a pod sandbox with the shipped binary.
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::build::{self, Flavor};
+use harness::helper;
+use harness::orphans;
+use harness::proc::{activity, children, resident, state, wait_until};
+use harness::sandbox::{Sandbox, Setup};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
@@ -10,27 +15,25 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::time::Instant;
-use support::actor::Part;
-use support::artifact::{self, Flavor};
-use support::proc::{activity, children, resident, state, wait_until};
-use support::sandbox::{Sandbox, Setup};
 
 /// The command line of `cargo xtask demo`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Orphans that are to die in the pod
+    /// Number of orphans that exit in the pod
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
     orphans: usize,
-    /// Keep the pod until Ctrl-C, to look inside
+    /// Keep the pod until Ctrl-C, so that you can look inside
     #[arg(long)]
     hold: bool,
 }
 
-/// The parts of the containers.
-pub const PARTS: &[Part] = &[("serve", play_serve), ("fetch", play_fetch), ("init", play_init)];
+helper!(SERVE = serve);
+helper!(FETCH = fetch_and_print);
+helper!(INIT = print_init);
 
 /// Where container A serves. The network namespace is new, so no port is taken.
 const ADDRESS: &str = "127.0.0.1:8080";
@@ -38,17 +41,13 @@ const ADDRESS: &str = "127.0.0.1:8080";
 /// What container A serves.
 const GREETING: &str = "Hello from container A";
 
-/// Acts out the life of a pod, a line for each thing that was seen.
-///
-/// # Errors
-///
-/// When something is not as it should be, or namespaces cannot be made here.
+/// Starts a pod and prints a line for each observation. Fails if one is not as expected.
 pub fn run(args: &Args) -> Result<()> {
-    let binary = artifact::build(Flavor::Freestanding)?;
+    let binary = build::build(Flavor::Freestanding)?;
     let bytes = fs::metadata(&binary)?.len();
     let pod = Setup::new(&binary).start()?;
     pod.wait_until_asleep()?;
-    let init = pod.act("init", &[])?;
+    let init = pod.run(&INIT, &[])?;
     ensure!(init == "/pause", "PID 1 is {init}");
     println!(
         "sandbox      {init} ({} bytes) is PID 1 and sleeps, {} KiB resident",
@@ -63,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
     println!("container B  joins them too and fetches {:?}", fetch(&pod)?);
 
     container.kill()?;
-    ensure!(pod.act("fetch", &[]).is_err(), "somebody answers in place of container A");
+    ensure!(pod.run(&FETCH, &[]).is_err(), "somebody answers in place of container A");
     println!("container A  is killed: nobody answers any more");
 
     let container = Container::start(&pod)?;
@@ -84,19 +83,19 @@ pub fn run(args: &Args) -> Result<()> {
     let took = start.elapsed();
     ensure!(status.code() == Some(0), "{init} ended with {status}");
     println!(
-        "sandbox      SIGTERM: says {:?}, exit code 0, gone after {} µs",
+        "sandbox      SIGTERM: message {:?}, exit code 0 after {} µs",
         stderr.trim_end(),
         took.as_micros()
     );
     Ok(())
 }
 
-/// The namespaces that make the pod, as the kernel numbers them.
+/// The kernel's names of the namespaces that make the pod.
 fn namespaces(pod: &Sandbox) -> Result<Vec<String>> {
     ["pid", "net", "ipc", "uts"].iter().map(|name| pod.namespace(name)).collect()
 }
 
-/// Lets orphans die in the pod; none may remain, and PID 1 may not wake up for them.
+/// Makes orphans in the pod. None of them may remain, and PID 1 may not wake up for them.
 fn reap(pod: &Sandbox, number: usize) -> Result<()> {
     let style = ProgressStyle::with_template("orphans      {wide_bar} {human_pos}/{human_len}")?;
     let bar = ProgressBar::new(number as u64).with_style(style);
@@ -105,7 +104,7 @@ fn reap(pod: &Sandbox, number: usize) -> Result<()> {
     let mut left = number;
     while left > 0 {
         let some = left.min(number.div_ceil(100));
-        pod.act("orphans", &[&some.to_string()])?;
+        pod.run(&orphans::ORPHANS, &[&some.to_string()])?;
         left -= some;
         bar.inc(some as u64);
     }
@@ -116,13 +115,13 @@ fn reap(pod: &Sandbox, number: usize) -> Result<()> {
     let zombies = children(pod.pid).into_iter().filter(|&pid| state(pid) == Some('Z')).count();
     ensure!(zombies == 0, "{zombies} zombies");
     println!(
-        "orphans      {} died: {zombies} zombies, 0 wake-ups of PID 1",
+        "orphans      {} exited: {zombies} zombies, 0 wake-ups of PID 1",
         HumanCount(number as u64)
     );
     Ok(())
 }
 
-/// Says how to look inside, and waits for Ctrl-C.
+/// Prints how to look inside, and waits for Ctrl-C.
 fn hold(pod: &Sandbox) -> Result<()> {
     let (sender, receiver) = mpsc::channel();
     ctrlc::set_handler(move || sender.send(()).unwrap_or(())).context("cannot wait for Ctrl-C")?;
@@ -144,14 +143,16 @@ struct Container {
 impl Container {
     /// Starts it and waits until it listens.
     fn start(pod: &Sandbox) -> Result<Self> {
-        let mut joiner = pod.actor("serve");
+        let mut joiner = pod.command(&SERVE);
         joiner.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        // Ctrl-C on a terminal is for this program alone.
+        joiner.process_group(0);
         let mut joiner = joiner.spawn()?;
         let mut ready = String::new();
         BufReader::new(joiner.stdout.take().context("stdout")?).read_line(&mut ready)?;
         ensure!(ready == "ready\n", "container A does not serve");
         let [process] = children(Pid::from_raw(joiner.id() as i32))[..] else {
-            bail!("container A has gone");
+            bail!("container A has exited");
         };
         Ok(Self { joiner, process })
     }
@@ -172,13 +173,13 @@ impl Drop for Container {
 
 /// What container B gets from container A.
 fn fetch(pod: &Sandbox) -> Result<String> {
-    let got = pod.act("fetch", &[])?;
+    let got = pod.run(&FETCH, &[])?;
     ensure!(got == GREETING, "container B got {got:?}");
     Ok(got)
 }
 
-/// Serves for ever.
-fn play_serve(_: &[OsString]) -> Result<()> {
+/// Serves forever.
+fn serve(_: &[OsString]) -> Result<()> {
     bring_up_loopback()?;
     let listener = TcpListener::bind(ADDRESS)?;
     println!("ready");
@@ -189,7 +190,7 @@ fn play_serve(_: &[OsString]) -> Result<()> {
 }
 
 /// Prints what is served.
-fn play_fetch(_: &[OsString]) -> Result<()> {
+fn fetch_and_print(_: &[OsString]) -> Result<()> {
     let mut text = String::new();
     TcpStream::connect(ADDRESS)?.read_to_string(&mut text)?;
     print!("{text}");
@@ -197,7 +198,7 @@ fn play_fetch(_: &[OsString]) -> Result<()> {
 }
 
 /// Prints the command line of PID 1.
-fn play_init(_: &[OsString]) -> Result<()> {
+fn print_init(_: &[OsString]) -> Result<()> {
     print!("{}", fs::read_to_string("/proc/1/cmdline")?.trim_end_matches('\0'));
     Ok(())
 }
@@ -205,11 +206,11 @@ fn play_init(_: &[OsString]) -> Result<()> {
 /// Brings up `lo`, which is down in a new network namespace: netdevice(7).
 fn bring_up_loopback() -> Result<()> {
     let socket = TcpListener::bind("0.0.0.0:0")?;
-    // SAFETY: all bytes zero is an ifreq.
+    // SAFETY: an ifreq consists of integers and pointers, for which zero is a valid value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     request.ifr_name[..2].copy_from_slice(&b"lo".map(|byte| byte as libc::c_char));
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: the call reads an ifreq, and gets one.
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, and the pointer is to one that lives until it returns.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) };
     ensure!(done == 0, "cannot bring up lo: {}", std::io::Error::last_os_error());
     Ok(())

@@ -1,14 +1,14 @@
 //! `cargo xtask engines`: the image on real container engines.
 
+use crate::image::{Recipe, Selection};
 use crate::{apt, image};
 use anyhow::{Context, Result};
-use clap::Parser;
+use harness::build::{self, Flavor};
+use harness::target::TARGETS;
 use std::env;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
-use support::artifact::{self, Flavor, TARGETS};
-use support::engine::Engine;
 
 /// What the engines and their tests need, by its name in Debian and Ubuntu.
 const PACKAGES: [&str; 17] = [
@@ -39,7 +39,7 @@ pub struct Args {
     install: bool,
     /// Fail where one of these engines would be skipped
     #[arg(long, value_name = "ENGINE,...", value_delimiter = ',')]
-    require: Vec<Engine>,
+    require: Vec<String>,
     /// Write the matrix into README.md
     #[arg(long, conflicts_with = "filter")]
     report: bool,
@@ -61,7 +61,7 @@ pub fn run(args: &Args) -> Result<()> {
     let foreign = variant("foreign", foreign)?;
     let all = variant("all", "all")?;
     let (image, archive) = image::make(&image::Args::default())?;
-    let binary = artifact::build(Flavor::Freestanding)?;
+    let binary = build::build(Flavor::Freestanding)?;
 
     // For the crates that speak CRI, whose own message is about their build scripts.
     let protoc = env::var_os("PROTOC").unwrap_or_else(|| "protoc".into());
@@ -72,16 +72,16 @@ pub fn run(args: &Args) -> Result<()> {
         .with_context(|| format!("the protobuf compiler {protoc:?} is needed: {remedy}"))?;
 
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(artifact::project());
+    cargo.current_dir(build::project());
     cargo.args(["run", "--package=engines", "--profile=engines", "--"]);
     cargo.arg("--image").arg(archive);
-    cargo.args(["--reference", &image.reference.whole()]);
+    cargo.args(["--reference", &image.reference]);
     cargo.arg("--binary").arg(binary);
     for (option, archive) in [("--foreign", foreign), ("--all", all)] {
         cargo.args(archive.iter().flat_map(|archive| [option.as_ref(), archive.as_os_str()]));
     }
     if args.report {
-        cargo.arg("--report").arg(artifact::project().join("README.md"));
+        cargo.arg("--report").arg(build::project().join("README.md"));
     }
     for engine in &args.require {
         cargo.args(["--require", &engine.to_string()]);
@@ -94,23 +94,17 @@ pub fn run(args: &Args) -> Result<()> {
 /// Makes the image `name` for other platforms than this machine's, and returns where it is. None if
 /// there is no `core` to build it with.
 fn variant(name: &str, platforms: &str) -> Result<Option<PathBuf>> {
-    #[derive(Parser)]
-    struct Variant {
-        #[command(flatten)]
-        args: image::Args,
-    }
-    let output = artifact::project().join(format!("target/image/{name}.tar"));
-    let words = [
-        "",
-        &format!("--platform={platforms}"),
-        &format!("--tag=localhost/pause:{name}"),
-        &format!("--output={}", output.display()),
-    ];
+    let output = build::project().join(format!("target/image/{name}.tar"));
     let is_meant = |name: &str| platforms == "all" || name.starts_with(platforms);
     let mut targets = TARGETS.iter().filter(|target| target.platform.is_some_and(is_meant));
-    if !targets.all(|target| target.is_native() || artifact::find_core(target.triple).is_ok()) {
+    if !targets.all(|target| target.is_native() || build::find_core(target.triple).is_ok()) {
         return Ok(None);
     }
-    image::make(&Variant::parse_from(words).args)?;
+    let recipe = Recipe {
+        tag: Some(format!("localhost/pause:{name}")),
+        selection: Selection { platform: vec![platforms.to_owned()] },
+        ..Recipe::default()
+    };
+    image::make(&image::Args { recipe, output: Some(output.clone()) })?;
     Ok(Some(output))
 }

@@ -1,21 +1,15 @@
-//! `cargo xtask image`: the image, written without a container engine.
+//! `cargo xtask image`: writes the image without a container engine.
 
 use anyhow::{Context, Result, ensure};
 use base16ct::HexDisplay;
-use cargo_metadata::{Metadata, MetadataCommand, Package};
+use cargo_metadata::{MetadataCommand, Package};
 use clap::builder::NonEmptyStringValueParser;
 use flate2::{Compression, GzBuilder};
+use harness::build;
+use harness::target::{TARGETS, Target};
 use indicatif::HumanCount;
-use oci_spec::distribution::Reference;
-use oci_spec::image::{
-    ANNOTATION_DESCRIPTION, ANNOTATION_LICENSES, ANNOTATION_REF_NAME, ANNOTATION_REVISION,
-    ANNOTATION_SOURCE, ANNOTATION_TITLE, ANNOTATION_VERSION, Arch, ConfigBuilder, Descriptor,
-    Digest, HistoryBuilder, ImageConfigurationBuilder, ImageIndexBuilder, ImageManifestBuilder,
-    MediaType, OciLayoutBuilder, Os, Platform, PlatformBuilder, RootFsBuilder,
-};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
-use std::collections::HashMap;
 use std::env::consts::ARCH;
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -23,23 +17,27 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
-use support::artifact::{self, TARGETS, Target};
 
-/// User and group that the image runs as: the number that stands for nobody in Kubernetes' own
-/// pause image.
+/// User and group that the image runs as, the same as in Kubernetes' own pause image.
 const USER: &str = "65535:65535";
 
-/// The greatest time that the header of a ustar archive can hold, in seconds since 1970.
+/// The latest time that the header of a ustar archive can hold, in seconds since 1970.
 const LAST_TIME: u64 = 0o777_7777_7777;
+
+/// Media type of an index, which lists an image for several platforms.
+pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// The command line of `cargo xtask image`.
 #[derive(clap::Args, Default)]
 pub struct Args {
     #[command(flatten)]
-    recipe: Recipe,
-    /// Where to write the archive [default: target/image/pause.tar]
+    pub recipe: Recipe,
+    /// File to write [default: target/image/pause.tar]
     #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
+    pub output: Option<PathBuf>,
 }
 
 /// What decides the bytes of the image, besides the sources.
@@ -47,93 +45,77 @@ pub struct Args {
 pub struct Recipe {
     /// Reference of the image [default: localhost/pause:VERSION]
     #[arg(long, value_name = "REFERENCE", value_parser = reference)]
-    tag: Option<Reference>,
+    pub tag: Option<String>,
     #[command(flatten)]
-    selection: Selection,
-    /// Commit that the sources are of [default: what git says, if it says anything]
+    pub selection: Selection,
+    /// Commit of the sources [default: from git, if the sources are a repository]
     #[arg(long, value_name = "COMMIT", value_parser = NonEmptyStringValueParser::new())]
-    revision: Option<String>,
-    /// Time that everything in the image is of, in seconds since 1970
+    pub revision: Option<String>,
+    /// Time of everything in the image, in seconds since 1970
     #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(u64).range(..=LAST_TIME))]
-    timestamp: u64,
+    pub timestamp: u64,
 }
 
-/// Which platforms.
-#[derive(clap::Args, Default)]
+/// The platforms to build for.
+#[derive(clap::Args, Clone, Default)]
 pub struct Selection {
-    /// Platforms, by commas, or `all` [default: this machine's]
-    #[arg(long, value_name = "PLATFORM", value_delimiter = ',', value_parser = platforms)]
-    platform: Vec<Platforms>,
+    /// Platforms, separated by commas, or `all` [default: this machine's]
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
+    pub platform: Vec<String>,
 }
 
-/// What one value of `--platform` names.
-#[derive(Clone)]
-struct Platforms(Vec<&'static Target>);
-
-/// The image and what there is to tell about it.
+/// The image.
 pub struct Image {
-    /// The name it goes by, in full.
-    pub reference: Reference,
-    /// Digest of its manifest, or of its index where there are several platforms: what a registry
-    /// would call the image.
-    pub digest: Digest,
-    /// The commit that it is made from, where one is known.
+    /// Its full name.
+    pub reference: String,
+    /// Digest of its manifest, or of its index if there are several platforms: what a registry calls
+    /// the image.
+    pub digest: String,
+    /// The commit that it is made from, if it is known.
     pub revision: Option<String>,
-    /// What there is of it for each platform; one at least.
+    /// The image for each platform; there is at least one.
     pub variants: Vec<Variant>,
-    /// Bytes of all of it in one file.
-    pub archive_size: u64,
-    /// That file.
+    /// All of it in one file.
     pub archive: Vec<u8>,
 }
 
 /// The image for one platform.
 pub struct Variant {
-    /// What the platform is called.
+    /// Name of the platform.
     pub platform: &'static str,
-    /// How large its parts are.
-    pub sizes: Sizes,
-    target: &'static Target,
-    manifest: Blob,
-    config: Blob,
-    compressed_layer: Blob,
+    pub target: &'static Target,
+    pub binary: Vec<u8>,
+    /// Bytes of the layer before compression.
+    pub layer_size: usize,
+    pub compressed_layer: Blob,
+    pub config: Blob,
+    pub manifest: Blob,
 }
 
-/// Sizes of a variant's parts, in bytes.
-pub struct Sizes {
-    /// The program.
-    pub binary: u64,
-    /// The layer that the program is in, an archive.
-    pub layer: u64,
-    /// That layer as a registry holds and sends it.
-    pub compressed_layer: u64,
-    /// The configuration: what to run, and as whom.
-    pub config: u64,
-    /// The manifest, which names configuration and layer.
-    pub manifest: u64,
+/// Something that is known by its digest.
+pub struct Blob {
+    pub bytes: Vec<u8>,
+    /// How other blobs refer to it.
+    pub descriptor: Value,
 }
 
-/// Writes the image to a file and tells about it.
-///
-/// # Errors
-///
-/// When the binary cannot be built, or the file not be written. There is then no new file.
+/// Writes the image to a file and prints what is in it.
 pub fn run(args: &Args) -> Result<()> {
     let (image, output) = make(args)?;
-    let tell = |part: &str, bytes: u64| {
-        println!("{part:16} {:>6} bytes", HumanCount(bytes).to_string());
+    let print = |part: &str, bytes: usize| {
+        println!("{part:16} {:>6} bytes", HumanCount(bytes as u64).to_string());
     };
     for variant in &image.variants {
         println!("{:16} {}", "platform", variant.platform);
-        tell("binary", variant.sizes.binary);
-        tell("layer", variant.sizes.layer);
-        tell("compressed layer", variant.sizes.compressed_layer);
-        tell("config", variant.sizes.config);
-        tell("manifest", variant.sizes.manifest);
-        println!("{:16} {}", "manifest digest", variant.manifest.descriptor.digest());
+        print("binary", variant.binary.len());
+        print("layer", variant.layer_size);
+        print("compressed layer", variant.compressed_layer.bytes.len());
+        print("config", variant.config.bytes.len());
+        print("manifest", variant.manifest.bytes.len());
+        println!("{:16} {}", "manifest digest", sha256(&variant.manifest.bytes));
     }
-    tell("archive", image.archive_size);
+    print("archive", image.archive.len());
     if image.variants.len() > 1 {
         println!("{:16} {}", "index digest", image.digest);
     }
@@ -143,75 +125,24 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Writes the image to a file, and returns both.
-///
-/// # Errors
-///
-/// When the binary cannot be built, or the file not be written. There is then no new file.
+/// Writes the image to a file and returns both. If it fails there is no new file.
 pub fn make(args: &Args) -> Result<(Image, PathBuf)> {
-    let project = Project::find()?;
-    let image = Image::build(&args.recipe, &project)?;
-    let default = || project.metadata.target_directory.join("image/pause.tar").into();
+    let image = Image::build(&args.recipe)?;
+    let default = || build::project().join("target/image/pause.tar");
     let output = args.output.clone().unwrap_or_else(default);
-    write(&output, &image.archive)
-        .with_context(|| format!("cannot write the image to {}", output.display()))?;
+    write(&output, &image.archive)?;
     Ok((image, output))
 }
 
-/// What cargo knows of the product.
-pub struct Project {
-    metadata: Metadata,
-}
-
-impl Project {
-    /// Asks cargo.
-    ///
-    /// # Errors
-    ///
-    /// When cargo cannot be run or cannot read the manifest.
-    pub fn find() -> Result<Self> {
-        let metadata = MetadataCommand::new()
-            .current_dir(artifact::project())
-            .no_deps()
-            .exec()
-            .context("cannot read the manifest of the project")?;
-        Ok(Self { metadata })
-    }
-
-    fn product(&self) -> &Package {
-        self.metadata.root_package().expect("the project's top folder holds the product")
-    }
-
-    /// What the image says about itself.
-    fn annotations(&self, revision: Option<String>) -> HashMap<String, String> {
-        let product = self.product();
-        [
-            (ANNOTATION_TITLE, Some(product.name.to_string())),
-            (ANNOTATION_DESCRIPTION, product.description.clone()),
-            (ANNOTATION_VERSION, Some(product.version.to_string())),
-            (ANNOTATION_REVISION, revision),
-            (ANNOTATION_SOURCE, product.repository.clone()),
-            (ANNOTATION_LICENSES, product.license.clone()),
-        ]
-        .into_iter()
-        .filter_map(|(key, value)| Some((key.to_owned(), value?)))
-        .collect()
-    }
-}
-
 impl Image {
-    /// Builds the release binary and puts it into an image.
-    ///
-    /// # Errors
-    ///
-    /// When the binary cannot be built, or is for an architecture that images have no name for.
-    pub fn build(recipe: &Recipe, project: &Project) -> Result<Self> {
-        let reference = match &recipe.tag {
-            Some(tag) => tag.clone(),
-            None => reference(&format!("localhost/pause:{}", project.product().version))?,
-        };
-        let revision = recipe.revision.clone().or_else(revision);
-        let annotations = project.annotations(revision.clone());
+    /// Builds the release binaries and puts them into an image.
+    pub fn build(recipe: &Recipe) -> Result<Self> {
+        let metadata = MetadataCommand::new().current_dir(build::project()).no_deps().exec()?;
+        let product = metadata.root_package().context("the project has no product")?;
+        let tag = recipe.tag.clone().unwrap_or(format!("localhost/pause:{}", product.version));
+        let reference = reference(&tag)?;
+        let revision = recipe.revision();
+        let annotations = annotations(product, revision.as_deref());
         let variants = recipe
             .selection
             .targets()?
@@ -219,206 +150,194 @@ impl Image {
             .map(|target| Variant::build(target, &annotations, recipe.timestamp))
             .collect::<Result<Vec<_>>>()?;
 
-        // containerd and Podman read the first, skopeo chooses by the second.
-        let names = [
-            ("io.containerd.image.name", reference.whole()),
-            (ANNOTATION_REF_NAME, reference.tag().unwrap_or_default().to_owned()),
-        ];
-        let manifests = variants.iter().map(Variant::descriptor).collect::<Result<Vec<_>>>()?;
-        // Several platforms are an index of their own: containerd takes two manifests of the same
-        // name for one image, the last.
-        let (mut image, inner) = match <[Descriptor; 1]>::try_from(manifests) {
-            Ok([manifest]) => (manifest, None),
-            Err(manifests) => {
-                let index = Blob::json(MediaType::ImageIndex, index(manifests)?);
+        let manifests = variants.iter().map(|variant| {
+            let mut descriptor = variant.manifest.descriptor.clone();
+            descriptor["platform"] = platform(variant.platform);
+            descriptor
+        });
+        // Several platforms get an index of their own, because containerd takes two manifests of the
+        // same name for one image.
+        let (mut image, inner) = match &*manifests.collect::<Vec<_>>() {
+            [manifest] => (manifest.clone(), None),
+            manifests => {
+                let index = Blob::json(INDEX, index(manifests));
                 (index.descriptor.clone(), Some(index))
             }
         };
-        let digest = image.digest().clone();
-        image.set_annotations(Some(names.map(|(key, value)| (key.to_owned(), value)).into()));
-        let layout = OciLayoutBuilder::default().image_layout_version("1.0.0").build()?;
-        // Docker before 25 looks at nothing else, and it knows one platform.
+        // containerd and Podman read the first annotation, skopeo chooses by the second.
+        image["annotations"] = json!({
+            "io.containerd.image.name": reference,
+            "org.opencontainers.image.ref.name": reference.rsplit(':').next(),
+        });
+        let digest = image["digest"].as_str().unwrap_or_default().to_owned();
+        // Docker before 25 reads only manifest.json, which holds one platform.
         let native = variants.iter().find(|variant| variant.target.is_native());
         let native = native.unwrap_or(&variants[0]);
         let docker = json!([{
             "Config": native.config.path(),
-            "RepoTags": [reference.whole()],
+            "RepoTags": [reference],
             "Layers": [native.compressed_layer.path()],
         }]);
 
         let mut archive = tar::Builder::new(Vec::new());
-        for (path, bytes) in [
-            ("oci-layout", text(json!(layout))),
-            ("index.json", text(index(vec![image])?)),
-            ("manifest.json", text(docker)),
+        for (path, value) in [
+            ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })),
+            ("index.json", index(&[image])),
+            ("manifest.json", docker),
         ] {
-            append(&mut archive, path, &bytes, 0o644, recipe.timestamp)?;
+            append(&mut archive, path, &text(value), 0o644, recipe.timestamp)?;
         }
         let blobs = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.compressed_layer]);
         for blob in inner.iter().chain(blobs) {
             append(&mut archive, &blob.path(), &blob.bytes, 0o644, recipe.timestamp)?;
         }
-        let archive = archive.into_inner()?;
-        let archive_size = archive.len() as u64;
-        Ok(Self { reference, digest, revision, variants, archive_size, archive })
+        Ok(Self { reference, digest, revision, variants, archive: archive.into_inner()? })
     }
 }
 
 impl Recipe {
-    /// The recipe of an image that is there, by its name, its platforms and its time. It is made
-    /// from the sources that are here, so the revision is theirs; where nobody knows it, the image's.
-    ///
-    /// # Errors
-    ///
-    /// When the image has a name or a platform that is not made here.
-    pub fn of_image(
-        &self,
-        tag: &str,
-        names: &[&str],
-        claimed: Option<&str>,
-        timestamp: u64,
-    ) -> Result<Self> {
-        let revision = self.revision.clone().or_else(revision);
-        let platform = names.iter().map(|name| platforms(name)).collect::<Result<_>>()?;
-        Ok(Self {
-            tag: Some(reference(tag)?),
-            selection: Selection { platform },
-            revision: revision.or_else(|| claimed.map(str::to_owned)),
-            timestamp,
-        })
+    /// The commit that the sources are of, marked if they differ from it. None without git, or if
+    /// the project is not a repository of its own.
+    pub fn revision(&self) -> Option<String> {
+        if self.revision.is_some() {
+            return self.revision.clone();
+        }
+        let git = Command::new("git")
+            .args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"])
+            .current_dir(build::project())
+            .env("GIT_CEILING_DIRECTORIES", build::project().parent()?)
+            .output()
+            .ok()?;
+        let revision = String::from_utf8(git.stdout).ok()?;
+        git.status.success().then(|| revision.trim().to_owned())
     }
 }
 
 impl Selection {
-    /// The targets to build for, each once, in the order of [`TARGETS`].
-    ///
-    /// # Errors
-    ///
-    /// When none is named, and this machine is none.
+    /// The targets to build for, in the order of [`TARGETS`].
     pub fn targets(&self) -> Result<Vec<&'static Target>> {
-        let is_wanted = |target: &Target| match &*self.platform {
-            [] => target.is_native(),
-            some => some.iter().flat_map(|it| &it.0).any(|it| it.triple == target.triple),
+        // The variant may be left out.
+        let matches = |wanted: &str, target: &Target| {
+            let rest = target.platform.map(|platform| platform.strip_prefix(wanted));
+            let Some(rest) = rest else { return false };
+            wanted == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
         };
-        let targets: Vec<_> = TARGETS.iter().filter(|target| is_wanted(target)).collect();
-        ensure!(!targets.is_empty(), "images for {} are not known here, give --platform", ARCH);
+        for wanted in &self.platform {
+            let known: Vec<_> = TARGETS.iter().filter_map(|target| target.platform).collect();
+            ensure!(
+                TARGETS.iter().any(|target| matches(wanted, target)),
+                "there is no platform {wanted:?}; --platform takes all, {}",
+                known.join(", ")
+            );
+        }
+        let is_wanted = |target: &&Target| match &*self.platform {
+            [] => target.is_native(),
+            some => some.iter().any(|wanted| matches(wanted, target)),
+        };
+        let targets: Vec<_> = TARGETS.iter().filter(is_wanted).collect();
+        ensure!(!targets.is_empty(), "there is no image for {ARCH}: name others by --platform");
         Ok(targets)
     }
 }
 
 impl Variant {
-    /// Builds the release binary for a target and what an image needs around it.
-    fn build(
-        target: &'static Target,
-        annotations: &HashMap<String, String>,
-        timestamp: u64,
-    ) -> Result<Self> {
-        let name = target.platform.context("this target has no platform of its own")?;
-        let platform = platform(name)?;
-        let binary = target.build().with_context(|| format!("there is no image for {name}"))?;
+    fn build(target: &'static Target, annotations: &Value, timestamp: u64) -> Result<Self> {
+        let name = target.platform.context("a target has no platform")?;
+        let binary = target.build().with_context(|| format!("cannot build for {name}"))?;
         let binary = fs::read(&binary)
             .with_context(|| format!("cannot read the binary {}", binary.display()))?;
 
         let mut layer = tar::Builder::new(Vec::new());
         append(&mut layer, "pause", &binary, 0o755, timestamp)?;
         let layer = layer.into_inner()?;
-        // Zopfli would save 30 bytes. But it calculates with floating point, so that nobody could
+        // Zopfli compresses better. But it calculates with floating point, so that nobody could
         // promise the same bytes on every machine.
         let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
         gzip.write_all(&layer)?;
-        let compressed_layer = Blob::new(MediaType::ImageLayerGzip, gzip.finish()?);
+        let compressed_layer = Blob::new(LAYER, gzip.finish()?);
 
         let created = humantime::format_rfc3339(UNIX_EPOCH + Duration::from_secs(timestamp));
-        let mut config = ImageConfigurationBuilder::default()
-            .created(created.to_string())
-            .architecture(platform.architecture().clone())
-            .os(platform.os().clone())
-            .config(
-                ConfigBuilder::default()
-                    .user(USER)
-                    .entrypoint(["/pause".to_owned()])
-                    .working_dir("/")
-                    .labels(annotations.clone())
-                    .build()?,
-            )
-            .rootfs(RootFsBuilder::default().diff_ids([digest(&layer).to_string()]).build()?)
-            .history([HistoryBuilder::default()
-                .created(created.to_string())
-                .created_by("cargo xtask image")
-                .build()?])
-            .build()?;
-        config.set_variant(platform.variant().clone());
-        let config = Blob::json(MediaType::ImageConfig, json!(config));
-
-        let manifest = ImageManifestBuilder::default()
-            .schema_version(2u32)
-            .media_type(MediaType::ImageManifest)
-            .config(config.descriptor.clone())
-            .layers([compressed_layer.descriptor.clone()])
-            .annotations(annotations.clone())
-            .build()?;
-        let manifest = Blob::json(MediaType::ImageManifest, json!(manifest));
-        let sizes = Sizes {
-            binary: binary.len() as u64,
-            layer: layer.len() as u64,
-            compressed_layer: compressed_layer.bytes.len() as u64,
-            config: config.bytes.len() as u64,
-            manifest: manifest.bytes.len() as u64,
-        };
-        Ok(Self { platform: name, sizes, target, manifest, config, compressed_layer })
+        let created = created.to_string();
+        // The platform's fields are those of the configuration, too.
+        let mut config = platform(name);
+        config["created"] = json!(created);
+        config["config"] = json!({
+            "User": USER,
+            "Entrypoint": ["/pause"],
+            "WorkingDir": "/",
+            "Labels": annotations,
+        });
+        config["rootfs"] = json!({ "type": "layers", "diff_ids": [sha256(&layer)] });
+        config["history"] = json!([{ "created": created, "created_by": "cargo xtask image" }]);
+        let config = Blob::json(CONFIG, config);
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config.descriptor,
+            "layers": [compressed_layer.descriptor],
+            "annotations": annotations,
+        });
+        let manifest = Blob::json(MANIFEST, manifest);
+        let layer_size = layer.len();
+        Ok(Self { platform: name, target, binary, layer_size, compressed_layer, config, manifest })
     }
-
-    /// Its manifest, as an index names it.
-    fn descriptor(&self) -> Result<Descriptor> {
-        let mut descriptor = self.manifest.descriptor.clone();
-        descriptor.set_platform(Some(platform(self.platform)?));
-        Ok(descriptor)
-    }
-}
-
-/// An index of manifests, or of one index.
-fn index(entries: Vec<Descriptor>) -> Result<Value> {
-    let index = ImageIndexBuilder::default()
-        .schema_version(2u32)
-        .media_type(MediaType::ImageIndex)
-        .manifests(entries)
-        .build()?;
-    Ok(json!(index))
-}
-
-/// Something that is known by its digest.
-struct Blob {
-    descriptor: Descriptor,
-    bytes: Vec<u8>,
 }
 
 impl Blob {
-    fn new(media_type: MediaType, bytes: Vec<u8>) -> Self {
-        let descriptor = Descriptor::new(media_type, bytes.len() as u64, digest(&bytes));
-        Self { descriptor, bytes }
+    fn new(media_type: &str, bytes: Vec<u8>) -> Self {
+        let descriptor = json!({
+            "mediaType": media_type,
+            "digest": sha256(&bytes),
+            "size": bytes.len(),
+        });
+        Self { bytes, descriptor }
     }
 
-    fn json(media_type: MediaType, value: Value) -> Self {
+    fn json(media_type: &str, value: Value) -> Self {
         Self::new(media_type, text(value))
     }
 
-    /// Its place in the OCI layout.
+    /// Its path in the OCI layout.
     fn path(&self) -> String {
-        let digest = self.descriptor.digest();
-        format!("blobs/{}/{}", digest.algorithm(), digest.digest())
+        format!("blobs/{}", sha256(&self.bytes).replace(':', "/"))
     }
 }
 
-/// JSON, the same for the same value: what comes from a hash map comes in any order.
+/// What the image tells about itself.
+fn annotations(product: &Package, revision: Option<&str>) -> Value {
+    let version = product.version.to_string();
+    let annotations = [
+        ("title", Some(&**product.name)),
+        ("description", product.description.as_deref()),
+        ("version", Some(&*version)),
+        ("revision", revision),
+        ("source", product.repository.as_deref()),
+        ("licenses", product.license.as_deref()),
+    ]
+    .into_iter()
+    .filter_map(|(key, value)| Some((format!("org.opencontainers.image.{key}"), value?.into())));
+    Value::Object(annotations.collect::<Map<_, _>>())
+}
+
+fn index(manifests: &[Value]) -> Value {
+    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })
+}
+
+/// The fields of a platform such as `linux/arm/v7`.
+fn platform(name: &str) -> Value {
+    let fields = ["os", "architecture", "variant"].into_iter().zip(name.split('/'));
+    Value::Object(fields.map(|(key, word)| (key.to_owned(), word.into())).collect())
+}
+
+/// Serializes JSON, always in the same order.
 fn text(mut value: Value) -> Vec<u8> {
     value.sort_all_objects();
     value.to_string().into_bytes()
 }
 
 /// What a registry calls these bytes.
-pub fn digest(bytes: &[u8]) -> Digest {
-    let digest = format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)));
-    digest.parse().expect("this is the format of a digest")
+pub fn sha256(bytes: &[u8]) -> String {
+    format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)))
 }
 
 /// Appends a file of root's to a ustar archive.
@@ -440,69 +359,39 @@ fn append(
     Ok(archive.append(&header, bytes)?)
 }
 
-/// Reads what stands between the slashes: `linux/arm/v7`.
-fn platform(name: &str) -> Result<Platform> {
-    let mut words = name.split('/');
-    let os = words.next().unwrap_or_default();
-    let architecture = words.next().unwrap_or_default();
-    let mut platform = PlatformBuilder::default()
-        .os(Os::from(os))
-        .architecture(Arch::from(architecture))
-        .build()?;
-    platform.set_variant(words.next().map(str::to_owned));
-    Ok(platform)
-}
-
-/// Reads a value of `--platform`. The variant may be left out.
-fn platforms(text: &str) -> Result<Platforms> {
-    let named = |name: &str| {
-        let rest = name.strip_prefix(text);
-        text == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
+/// Completes a reference as container engines do: `pause` is `docker.io/library/pause:latest`.
+fn reference(text: &str) -> Result<String> {
+    let (name, tag) = match text.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, tag),
+        _ => (text, "latest"),
     };
-    let found: Vec<_> =
-        TARGETS.iter().filter(|target| target.platform.is_some_and(named)).collect();
-    let known: Vec<_> = TARGETS.iter().filter_map(|target| target.platform).collect();
-    ensure!(!found.is_empty(), "there is no such platform, but all and {}", known.join(", "));
-    Ok(Platforms(found))
+    let is_host = |it: &str| it.contains(['.', ':']) || it == "localhost";
+    let (host, path) = match name.split_once('/') {
+        Some((host, path)) if is_host(host) => (host, path.to_owned()),
+        Some(_) => ("docker.io", name.to_owned()),
+        None => ("docker.io", format!("library/{name}")),
+    };
+    let is_word = |it: &str, punctuation: &str| {
+        let allowed = |it: char| it.is_ascii_alphanumeric() || punctuation.contains(it);
+        it.chars().all(allowed) && it.starts_with(|it: char| it.is_ascii_alphanumeric())
+    };
+    let is_component = |it: &str| is_word(it, "._-") && !it.contains(|it: char| it.is_uppercase());
+    ensure!(is_word(host, ".:-"), "{host:?} is not the name of a registry");
+    ensure!(path.split('/').all(is_component), "{path:?} is not a repository in lower case");
+    ensure!(is_word(tag, "._-") && tag.len() <= 128, "{tag:?} is not a tag");
+    Ok(format!("{host}/{path}:{tag}"))
 }
 
-/// Reads a reference the way container engines do: `pause` is `docker.io/library/pause:latest`.
-fn reference(text: &str) -> Result<Reference> {
-    let reference: Reference = text.parse()?;
-    ensure!(reference.digest().is_none(), "the digest comes from the image, give a tag alone");
-    ensure!(text.is_ascii(), "letters must be of ASCII");
-    let lower = reference.repository().to_ascii_lowercase() == reference.repository();
-    ensure!(lower, "the repository must be lowercase");
-    Ok(reference)
-}
-
-/// The commit that the sources are of, marked where they differ from it. Nothing without git, or
-/// where the project is no repository of its own.
-fn revision() -> Option<String> {
-    let git = Command::new("git")
-        .args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"])
-        .current_dir(artifact::project())
-        .env("GIT_CEILING_DIRECTORIES", artifact::project().parent()?)
-        .output()
-        .ok()?;
-    let revision = String::from_utf8(git.stdout).ok()?;
-    git.status.success().then(|| revision.trim().to_owned())
-}
-
-/// Writes a file whole or not at all.
-///
-/// # Errors
-///
-/// When it cannot be written.
+/// Writes a file as a whole or not at all, and makes its folder.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
+    let folder = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
+    let write = || -> Result<()> {
+        fs::create_dir_all(folder)?;
+        let mode = Permissions::from_mode(0o666);
+        let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
+        file.write_all(bytes)?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
     };
-    fs::create_dir_all(folder)?;
-    let mut file =
-        tempfile::Builder::new().permissions(Permissions::from_mode(0o666)).tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
+    write().with_context(|| format!("cannot write {}", path.display()))
 }

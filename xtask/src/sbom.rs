@@ -1,127 +1,116 @@
-//! `cargo xtask sbom`: what the image is made of, as a bill of materials in CycloneDX.
+//! `cargo xtask sbom`: a bill of materials of what ships, in CycloneDX 1.5.
 
-use crate::image::{Selection, digest, write};
-use anyhow::{Context, Result, ensure};
+use crate::image::{Selection, sha256, write};
+use anyhow::{Context, Result};
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
-use cyclonedx_bom::external_models::normalized_string::NormalizedString;
-use cyclonedx_bom::external_models::spdx::SpdxExpression;
-use cyclonedx_bom::models::component::{Classification, Component, Components};
-use cyclonedx_bom::models::dependency::{Dependencies, Dependency};
-use cyclonedx_bom::models::hash::{Hash, HashAlgorithm, HashValue, Hashes};
-use cyclonedx_bom::models::license::{LicenseChoice, Licenses};
-use cyclonedx_bom::models::metadata::Metadata;
-use cyclonedx_bom::prelude::{Bom, Purl, SpecVersion, Validate};
+use harness::build;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::PathBuf;
-use support::artifact;
 use toml_edit::DocumentMut;
 
 /// The command line of `cargo xtask sbom`.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    selection: Selection,
-    /// Where to write it [default: target/image/pause.cdx.json]
+    pub selection: Selection,
+    /// File to write [default: target/image/pause.cdx.json]
     #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
+    pub output: Option<PathBuf>,
 }
 
-/// Builds the binaries and writes the bill: the same bytes from the same sources. So it has neither a
-/// time nor a serial number, which would have to be another one each time.
-///
-/// # Errors
-///
-/// When a binary cannot be built, the bill is not valid, or cannot be written.
+/// Builds the binaries and writes their bill of materials.
 pub fn run(args: &Args) -> Result<()> {
-    let bom = bill(&args.selection)?;
-    let validity = bom.validate_version(SpecVersion::V1_5);
-    ensure!(validity.passed(), "the bill of materials is not valid: {validity:?}");
-    let mut bytes = Vec::new();
-    bom.output_as_json_v1_5(&mut bytes)?;
-    bytes.push(b'\n');
-    let default = || artifact::project().join("target/image/pause.cdx.json");
+    let bill = bill_of_materials(&args.selection)?;
+    let default = || build::project().join("target/image/pause.cdx.json");
     let output = args.output.clone().unwrap_or_else(default);
-    write(&output, &bytes).with_context(|| format!("cannot write to {}", output.display()))?;
+    write(&output, format!("{bill:#}\n").as_bytes())?;
     println!("{}", output.display());
     Ok(())
 }
 
-/// The product, its binary for each platform, and the crates that are compiled into it.
-fn bill(selection: &Selection) -> Result<Bom> {
-    let cargo = MetadataCommand::new().current_dir(artifact::project()).exec()?;
-    let product = cargo.root_package().context("the project has no product")?;
-    let mut root = component(Classification::Application, product);
+/// The same sources give the same bill, so it has neither a time nor a serial number.
+fn bill_of_materials(selection: &Selection) -> Result<Value> {
+    let metadata = MetadataCommand::new().current_dir(build::project()).exec()?;
+    let product = metadata.root_package().context("the project has no product")?;
     let mut binaries = Vec::new();
     for target in selection.targets()? {
-        let platform = target.platform.context("this target has no platform of its own")?;
-        let bytes = fs::read(target.build()?)?;
-        let name = format!("pause for {platform}");
-        let version = product.version.to_string();
-        let mut binary = Component::new(Classification::File, &name, &version, Some(name.clone()));
-        binary.hashes = Some(sha256(digest(&bytes).digest()));
-        binaries.push(binary);
+        let name = format!("pause for {}", target.platform.context("a target has no platform")?);
+        binaries.push(json!({
+            "type": "file",
+            "bom-ref": name,
+            "name": name,
+            "version": product.version,
+            "hashes": hashes(sha256(&fs::read(target.build()?)?).trim_start_matches("sha256:")),
+        }));
     }
-    root.components = Some(Components(binaries));
+    let mut application = component("application", product);
+    application["components"] = json!(binaries);
 
-    let lock: DocumentMut = fs::read_to_string(artifact::project().join("Cargo.lock"))?
-        .parse()
-        .context("Cargo.lock")?;
+    // Everything that the product needs when it is built without features.
+    let resolve = metadata.resolve.as_ref().context("cargo resolved nothing")?;
+    let lock = fs::read_to_string(build::project().join("Cargo.lock"))?;
+    let lock: DocumentMut = lock.parse().context("cannot read Cargo.lock")?;
+    let mut packages = vec![product];
+    let mut libraries = Vec::new();
+    let mut dependencies = Vec::new();
+    let mut next = 0;
+    while let Some(&package) = packages.get(next) {
+        next += 1;
+        let node = resolve.nodes.iter().find(|node| node.id == package.id);
+        let mut names = Vec::new();
+        for dependency in &node.with_context(|| format!("no node {}", package.id))?.deps {
+            if dependency.dep_kinds.iter().any(|it| it.kind == DependencyKind::Normal) {
+                let dependency = &metadata[&dependency.pkg];
+                names.push(reference(dependency));
+                if !packages.iter().any(|known| known.id == dependency.id) {
+                    packages.push(dependency);
+                    libraries.push(library(dependency, &lock)?);
+                }
+            }
+        }
+        dependencies.push(json!({ "ref": reference(package), "dependsOn": names }));
+    }
+    Ok(json!({
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "version": 1,
+        "metadata": { "component": application },
+        "components": libraries,
+        "dependencies": dependencies,
+    }))
+}
+
+/// A package that was compiled into the binaries, with the checksum of its source.
+fn library(package: &Package, lock: &DocumentMut) -> Result<Value> {
+    let version = package.version.to_string();
     let locked = lock["package"].as_array_of_tables().context("Cargo.lock has no packages")?;
-    let resolve = cargo.resolve.as_ref().context("cargo resolved nothing")?;
-    let node = resolve.nodes.iter().find(|node| node.id == product.id).context("no product")?;
-    let mut crates = Vec::new();
-    for dependency in &node.deps {
-        if !dependency.dep_kinds.iter().any(|it| it.kind == DependencyKind::Normal) {
-            continue;
-        }
-        let package = &cargo[&dependency.pkg];
-        // What only a feature brings in does not ship.
-        let declared = product.dependencies.iter().find(|it| it.name == *package.name);
-        if declared.is_some_and(|it| it.optional) {
-            continue;
-        }
-        let mut library = component(Classification::Library, package);
-        let (name, version) = (package.name.as_str(), package.version.to_string());
-        let entry = locked.iter().find(|it| {
-            it["name"].as_str() == Some(name) && it["version"].as_str() == Some(&version)
-        });
-        let checksum = entry.and_then(|it| it.get("checksum")?.as_str());
-        library.hashes = Some(sha256(checksum.with_context(|| format!("{name} has no checksum"))?));
-        library.purl = Some(Purl::new("cargo", name, &version)?);
-        crates.push(library);
-    }
+    let locked = locked.iter().find(|it| {
+        it["name"].as_str() == Some(&package.name) && it["version"].as_str() == Some(&version)
+    });
+    let checksum = locked.and_then(|it| it.get("checksum")?.as_str());
+    let checksum = checksum.with_context(|| format!("{} has no checksum", package.name))?;
+    let mut library = component("library", package);
+    library["hashes"] = hashes(checksum);
+    library["purl"] = json!(format!("pkg:cargo/{}", reference(package)));
+    Ok(library)
+}
 
-    let reference = |it: &Component| it.bom_ref.clone().unwrap_or_default();
-    let of_product = Dependency {
-        dependency_ref: reference(&root),
-        dependencies: crates.iter().map(reference).collect(),
-    };
-    let of_crates = crates
-        .iter()
-        .map(|it| Dependency { dependency_ref: reference(it), dependencies: Vec::new() });
-    Ok(Bom {
-        serial_number: None,
-        metadata: Some(Metadata { component: Some(root), ..Metadata::default() }),
-        dependencies: Some(Dependencies([of_product].into_iter().chain(of_crates).collect())),
-        components: Some(Components(crates)),
-        spec_version: SpecVersion::V1_5,
-        ..Bom::default()
+fn component(kind: &str, package: &Package) -> Value {
+    json!({
+        "type": kind,
+        "bom-ref": reference(package),
+        "name": package.name,
+        "version": package.version,
+        "description": package.description,
+        "licenses": [{ "expression": package.license }],
     })
 }
 
-/// A package as the bill has it.
-fn component(kind: Classification, package: &Package) -> Component {
-    let version = package.version.to_string();
-    let name = format!("{}@{version}", package.name);
-    let mut component = Component::new(kind, &package.name, &version, Some(name));
-    component.description = package.description.as_deref().map(NormalizedString::new);
-    component.licenses = package
-        .license
-        .as_deref()
-        .map(|it| Licenses(vec![LicenseChoice::Expression(SpdxExpression::new(it))]));
-    component
+fn reference(package: &Package) -> String {
+    format!("{}@{}", package.name, package.version)
 }
 
-fn sha256(hex: &str) -> Hashes {
-    Hashes(vec![Hash { alg: HashAlgorithm::SHA_256, content: HashValue(hex.to_owned()) }])
+fn hashes(sha256: &str) -> Value {
+    json!([{ "alg": "SHA-256", "content": sha256 }])
 }

@@ -1,10 +1,11 @@
-//! The headers of the file, by which the kernel maps it: elf(5), `load_elf_binary` in the kernel's
+//! The headers by which the kernel maps the file: elf(5), `load_elf_binary` in the kernel's
 //! fs/binfmt_elf.c.
 //!
-//! Every linker writes such headers, but none without a table of sections at the end of the file, or
-//! the room for one, which nothing reads at run time. These are the whole of it, whatever links.
+//! Linkers write such headers, too, but add a table of sections, or leave room for one, which nothing
+//! reads at run time. Here the file has these headers and nothing else.
 
-use super::arch;
+use super::Abi;
+use super::arch::Arch;
 use core::mem::offset_of;
 use core::ptr;
 #[cfg(target_pointer_width = "32")]
@@ -12,25 +13,25 @@ use libc::Elf32_Ehdr as Elf;
 #[cfg(target_pointer_width = "64")]
 use libc::Elf64_Ehdr as Elf;
 
-/// `e_ident`: the size of addresses, the order of bytes, the version of the format.
+/// `e_ident`: address size, byte order and version of the format.
 const CLASS: u8 = if size_of::<usize>() == 4 { libc::ELFCLASS32 } else { libc::ELFCLASS64 };
 const ORDER: u8 = if cfg!(target_endian = "big") { libc::ELFDATA2MSB } else { libc::ELFDATA2LSB };
 const VERSION: u8 = libc::EV_CURRENT as u8;
 
-/// What pause.ld puts at the start of the file, with `_start` behind it.
+/// pause.ld puts this at the start of the file, followed by `_start`.
 #[used]
 #[unsafe(link_section = ".headers")]
 static HEADERS: Headers = Headers {
     elf: Elf {
         e_ident: [0x7f, b'E', b'L', b'F', CLASS, ORDER, VERSION, 0, 0, 0, 0, 0, 0, 0, 0, 0],
-        // To be mapped wherever there is room.
+        // The kernel chooses the address.
         e_type: libc::ET_DYN,
-        e_machine: arch::MACHINE,
+        e_machine: Arch::MACHINE,
         e_version: libc::EV_CURRENT,
         e_entry: size_of::<Headers>() as _,
         e_phoff: offset_of!(Headers, load) as _,
         e_shoff: 0,
-        e_flags: arch::FLAGS,
+        e_flags: Arch::FLAGS,
         e_ehsize: size_of::<Elf>() as u16,
         e_phentsize: size_of::<Segment>() as u16,
         e_phnum: 2,
@@ -38,14 +39,14 @@ static HEADERS: Headers = Headers {
         e_shnum: 0,
         e_shstrndx: 0,
     },
-    // All of the file. Text beside the code saves a segment, a page of memory and a fault.
+    // The whole file: read-only data in the code's segment saves a page of memory and a page fault.
     load: Segment::new(libc::PT_LOAD, libc::PF_R | libc::PF_X, &raw const file_size),
     // Without this header some architectures make the stack executable.
     stack: Segment::new(libc::PT_GNU_STACK, libc::PF_R | libc::PF_W, ptr::null()),
 };
 
 unsafe extern "C" {
-    /// Its address is the size of the file, from pause.ld: only the linker knows.
+    /// Defined in pause.ld: its address is the size of the file, which only the linker knows.
     static file_size: u8;
 }
 
@@ -56,10 +57,11 @@ struct Headers {
     stack: Segment,
 }
 
-// SAFETY: the pointers are sizes, and nobody follows them.
+// SAFETY: the pointers are sizes, and never dereferenced.
 unsafe impl Sync for Headers {}
 
-/// `Elf32_Phdr` or `Elf64_Phdr`, with the sizes as pointers: a symbol's value is one to Rust.
+/// `Elf32_Phdr` or `Elf64_Phdr`, with the sizes as pointers, because a symbol's value is a pointer in
+/// Rust.
 #[repr(C)]
 struct Segment {
     kind: u32,
@@ -76,7 +78,7 @@ struct Segment {
 }
 
 impl Segment {
-    /// From the start of the file, and from wherever that is mapped: in step for any size of page.
+    /// A segment from the start of the file on: offset and address agree for every page size.
     const fn new(kind: u32, flags: u32, size: *const u8) -> Self {
         Self {
             kind,

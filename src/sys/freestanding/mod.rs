@@ -1,7 +1,7 @@
 //! The operations as plain system calls.
 //!
-//! What an architecture does its own way (the entry, the call itself, a few numbers and layouts)
-//! is in its file beside this one; everything else is here, once.
+//! What differs between architectures is described by [`Abi`] and implemented in one file for each;
+//! everything else is here, once.
 
 #[cfg_attr(target_arch = "aarch64", path = "aarch64.rs")]
 #[cfg_attr(target_arch = "arm", path = "arm.rs")]
@@ -13,23 +13,65 @@
 mod arch;
 mod header;
 
-use super::{DESCRIPTORS, Refused};
+use super::{Error, MAX_FD_FALLBACK};
+use arch::Arch;
 use core::ffi::{CStr, c_int, c_long, c_ulong};
 use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::panic::PanicInfo;
+use libc::siginfo_t;
 
-/// Where the program begins: `_start` hands over the stack pointer as the kernel set it.
+/// What differs between architectures. Each one's file implements this for its `Arch`, and defines
+/// `_start`, which calls [`start`].
+trait Abi {
+    /// `e_machine` in elf(5).
+    const MACHINE: u16;
+
+    /// `e_flags` in elf(5).
+    const FLAGS: u32 = 0;
+
+    /// Flag of sigaction(2) for a handler that returns through [`Abi::restorer`]. Where it is 0, handlers
+    /// return through the vDSO or other code that the kernel provides.
+    const SA_RESTORER: c_ulong = 0;
+
+    /// Number of `sa_restorer` fields in the kernel's `struct sigaction`: 1 or 0.
+    const RESTORER_FIELDS: usize = 1;
+
+    /// Address of the code that handlers return to.
+    fn restorer() -> usize {
+        0
+    }
+
+    /// Makes a system call, and returns what the kernel does: from -4095 to -1 it is an errno.
+    ///
+    /// # Safety
+    ///
+    /// The arguments that `number` takes are initialized and right for it.
+    unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isize;
+
+    /// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps: pause(2), or ppoll(2)
+    /// on nothing and without a timeout where an architecture has no pause. Sleeps again after EINTR;
+    /// after another error it jumps to [`refused`].
+    ///
+    /// All of it is one block of assembly, because the compiler may keep things in that memory.
+    ///
+    /// # Safety
+    ///
+    /// Nothing that is in that memory is read again.
+    unsafe fn sleep(start: usize, length: usize) -> !;
+}
+
+/// The entry point. `_start` passes the stack pointer as the kernel set it.
 ///
 /// # Safety
 ///
 /// `stack` points to what execve(2) left there: argc, then that many pointers to strings that end
 /// in NUL and live as long as the process, then a null pointer.
 unsafe extern "C" fn start(stack: *const usize) -> ! {
-    crate::live(Arguments { stack })
+    crate::run(Arguments { stack })
 }
 
-/// The command line, as the kernel left it on the stack: what [`start`] is promised.
+/// The command line, where the kernel put it on the stack: see [`start`].
 pub struct Arguments {
     stack: *const usize,
 }
@@ -59,8 +101,7 @@ unsafe fn bytes(string: *const u8) -> &'static [u8] {
     }
 }
 
-/// Nothing here panics: this function calls one that does not exist, so where a panic could happen
-/// the link fails.
+/// Calls a function that does not exist, so that the program does not link if anything can panic.
 #[panic_handler]
 fn panic(_: &PanicInfo) -> ! {
     unsafe extern "C" {
@@ -69,27 +110,27 @@ fn panic(_: &PanicInfo) -> ! {
     something_can_panic()
 }
 
-/// Calls the kernel: syscall(2). What it returns from -4095 to -1 is an errno, see intro(2).
+/// Makes a system call: syscall(2). A result from -4095 to -1 is an errno, see intro(2).
 ///
-/// Inlined, so that each call is no more than its registers and one instruction; those that a call
-/// does not take keep whatever is in them.
+/// It is inlined, so that a call is one instruction and the loading of its registers. Registers that
+/// the call does not use are not loaded.
 ///
 /// # Safety
 ///
 /// The arguments are right for the call, pointers included.
 #[inline(always)]
-unsafe fn syscall<const N: usize>(number: c_long, arguments: [usize; N]) -> Result<usize, Refused> {
+unsafe fn syscall<const N: usize>(number: c_long, arguments: [usize; N]) -> Result<usize, Error> {
     let register = |index| match arguments.get(index) {
         Some(&argument) => MaybeUninit::new(argument),
         None => MaybeUninit::uninit(),
     };
     // SAFETY: the caller's promise.
     let result =
-        unsafe { arch::syscall(number, [register(0), register(1), register(2), register(3)]) };
-    if result < 0 { Err(Refused) } else { Ok(result as usize) }
+        unsafe { Arch::syscall(number, [register(0), register(1), register(2), register(3)]) };
+    if result < 0 { Err(Error) } else { Ok(result as usize) }
 }
 
-/// What `std::io::IoSlice` is, and core has not: bytes to write, in the layout of `struct iovec`.
+/// Bytes to write, in the layout of `struct iovec`: core has no `std::io::IoSlice`.
 #[repr(transparent)]
 pub struct IoSlice<'a>(libc::iovec, PhantomData<&'a [u8]>);
 
@@ -103,23 +144,23 @@ impl<'a> IoSlice<'a> {
 
 /// Writes `text` to descriptor `fd`: write(2).
 ///
-/// Every error can come (EBADF: closed, EPIPE: nobody reads, ENOSPC: full, EAGAIN, EIO).
-/// On stdout the program reports it and fails; on stderr it goes on.
-pub fn write(fd: c_int, text: &[u8]) -> Result<usize, Refused> {
+/// Every error is possible (EBADF: closed, EPIPE: no reader, ENOSPC: full, EAGAIN, EIO). On stdout
+/// the program reports it and fails; on stderr it goes on.
+pub fn write(fd: c_int, text: &[u8]) -> Result<usize, Error> {
     // SAFETY: the kernel only reads `text`.
     unsafe { syscall(libc::SYS_write, [fd as usize, text.as_ptr() as usize, text.len()]) }
 }
 
-/// Writes the parts to descriptor `fd` as one message: writev(2). The same errors can come.
-pub fn write_parts(fd: c_int, parts: &[IoSlice]) -> Result<usize, Refused> {
+/// Writes the parts to descriptor `fd` as one message: writev(2). The errors are the same.
+pub fn write_parts(fd: c_int, parts: &[IoSlice]) -> Result<usize, Error> {
     // SAFETY: `parts` are iovecs over live slices, and the kernel only reads them.
     unsafe { syscall(libc::SYS_writev, [fd as usize, parts.as_ptr() as usize, parts.len()]) }
 }
 
-/// Ends the process with `code`: exit_group(2), which has no errors and does not return.
+/// Exits with `code`: exit_group(2), which has no errors and does not return.
 pub fn exit(code: c_int) -> ! {
     loop {
-        // SAFETY: nothing is left that could need a cleanup.
+        // SAFETY: nothing needs a cleanup.
         let _ = unsafe { syscall(libc::SYS_exit_group, [code as usize]) };
     }
 }
@@ -129,7 +170,7 @@ pub fn exit(code: c_int) -> ! {
 struct Action {
     handler: usize,
     flags: c_ulong,
-    restorer: arch::Restorer,
+    restorer: [usize; Arch::RESTORER_FIELDS],
     mask: SignalSet,
 }
 
@@ -138,14 +179,13 @@ type SignalSet = [usize; 8 / size_of::<usize>()];
 
 /// Sets the disposition of `signal`: rt_sigaction(2), see sigaction(2).
 ///
-/// Errors: EINVAL (no such signal), EFAULT; with these arguments only a seccomp filter's. What the
-/// program does is up to the caller.
-fn set_action(signal: c_int, handler: usize, flags: c_int) -> Result<(), Refused> {
+/// Errors: EINVAL (no such signal), EFAULT; with these arguments only those of a seccomp filter.
+fn set_action(signal: c_int, handler: usize, flags: c_int) -> Result<(), Error> {
     let action = Action {
         handler,
-        flags: flags as c_ulong | arch::SA_RESTORER,
-        restorer: Default::default(),
-        // The last word is one line: SIGINT waits while SIGTERM is being served.
+        flags: flags as c_ulong | Arch::SA_RESTORER,
+        restorer: [Arch::restorer(); Arch::RESTORER_FIELDS],
+        // Block all signals in the handler, so that messages do not interleave.
         mask: [usize::MAX; 8 / size_of::<usize>()],
     };
     let arguments = [signal as usize, &raw const action as usize, 0, size_of::<SignalSet>()];
@@ -153,30 +193,27 @@ fn set_action(signal: c_int, handler: usize, flags: c_int) -> Result<(), Refused
     unsafe { syscall(libc::SYS_rt_sigaction, arguments) }.map(drop)
 }
 
-/// Runs `handler` when `signal` comes: sigaction(2). An error is fatal.
-///
-/// The handler must end the process: there is nothing for it to return to, see
-/// `SA_RESTORER` in the architecture's file.
-pub fn handle(signal: c_int, handler: extern "C" fn(c_int) -> !) -> Result<(), Refused> {
-    set_action(signal, handler as usize, 0)
+/// Calls `handler` when `signal` arrives: sigaction(2). An error is fatal.
+pub fn handle(signal: c_int, handler: extern "C" fn(c_int, &siginfo_t)) -> Result<(), Error> {
+    set_action(signal, handler as usize, libc::SA_SIGINFO)
 }
 
-/// Makes a write without a reader fail with EPIPE instead of killing: SIGPIPE in signal(7). An
-/// error is passed over; PID 1 is safe from the signal anyway.
+/// Makes a write without a reader fail with EPIPE instead of killing the process: SIGPIPE in
+/// signal(7). An error is ignored: the signal does not kill PID 1 anyway.
 pub fn ignore_sigpipe() {
     let _ = set_action(libc::SIGPIPE, libc::SIG_IGN, 0);
 }
 
 /// Lets the kernel reap each child at the moment it exits, the adopted ones too: SIG_IGN and
 /// SA_NOCLDWAIT in sigaction(2), `do_notify_parent` in the kernel's signal.c. An error is fatal.
-pub fn ignore_sigchld() -> Result<(), Refused> {
+pub fn ignore_sigchld() -> Result<(), Error> {
     set_action(libc::SIGCHLD, libc::SIG_IGN, libc::SA_NOCLDWAIT)
 }
 
 /// Unblocks every signal: rt_sigprocmask(2), see sigprocmask(2).
 ///
-/// Errors: EINVAL, EFAULT; with these arguments only a seccomp filter's, and passed over: as a rule
-/// nothing was blocked.
+/// Errors: EINVAL, EFAULT; with these arguments only those of a seccomp filter. They are ignored, because
+/// usually nothing was blocked.
 pub fn unblock_signals() {
     let none: SignalSet = [0; 8 / size_of::<usize>()];
     let how = libc::SIG_SETMASK as usize;
@@ -185,9 +222,9 @@ pub fn unblock_signals() {
     let _ = unsafe { syscall(libc::SYS_rt_sigprocmask, arguments) };
 }
 
-/// Collects one zombie, if there is one: wait4(2), with `__WALL` whatever signal it died with.
+/// Reaps one zombie, if there is one: wait4(2), with `__WALL` whatever its exit signal is.
 ///
-/// Errors: ECHILD (there is no child at all); like 0 (none is dead) it means that none is left.
+/// Errors: ECHILD (there is no child); like 0 (no child is dead) it means that no zombie is left.
 pub fn reap() -> bool {
     let options = libc::WNOHANG | libc::__WALL;
     // SAFETY: the status and resource pointers are null, so nothing is written.
@@ -195,10 +232,10 @@ pub fn reap() -> bool {
     matches!(reaped, Ok(1..))
 }
 
-/// Closes /proc/self to processes of the same user: ptrace, fd, root, mem; PR_SET_DUMPABLE(2const)
-/// in prctl(2).
+/// Protects /proc/self from processes of the same user (ptrace, fd, root, mem):
+/// PR_SET_DUMPABLE(2const) in prctl(2).
 ///
-/// Errors: EINVAL (never for 0); a seccomp filter's. Passed over: the door stays as it was.
+/// Errors: EINVAL (never for 0); those of a seccomp filter. Ignored: the process stays dumpable.
 pub fn forbid_dump() {
     // SAFETY: a flag of this process, no pointers.
     let _ = unsafe { syscall(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 0]) };
@@ -206,13 +243,13 @@ pub fn forbid_dump() {
 
 /// Closes every descriptor from `first` up: close_range(2).
 ///
-/// Errors: ENOSYS (Linux before 5.9) and EPERM (an old engine's seccomp filter): close(2) for one
-/// after the other, as far as the default limit goes. That one's EBADF says that it was closed.
+/// Errors: ENOSYS (Linux before 5.9) and EPERM (an old engine's seccomp filter). Then each descriptor
+/// up to the default limit is closed by close(2), whose EBADF means that it was closed already.
 pub fn close_from(first: c_int) {
-    // SAFETY: the program keeps no descriptor but the three standard ones.
+    // SAFETY: the program uses no descriptor but the three standard ones.
     if unsafe { syscall(libc::SYS_close_range, [first as usize, usize::MAX, 0]) }.is_err() {
         let mut fd = first as usize;
-        while fd < DESCRIPTORS as usize {
+        while fd < MAX_FD_FALLBACK as usize {
             // SAFETY: as above.
             let _ = unsafe { syscall(libc::SYS_close, [fd]) };
             fd += 1;
@@ -222,8 +259,8 @@ pub fn close_from(first: c_int) {
 
 /// Moves to `/`: chdir(2).
 ///
-/// Errors: EACCES (no search permission on the root) and those of a broken root. Passed over: a
-/// mount stays busy for as long as the pod lives.
+/// Errors: EACCES (no search permission on the root) and those of a broken root. Ignored: a mount
+/// stays busy as long as the pod exists.
 pub fn enter_root() {
     const ROOT: &CStr = c"/";
     // SAFETY: the path ends in NUL.
@@ -236,24 +273,31 @@ pub fn is_init() -> bool {
     matches!(unsafe { syscall(libc::SYS_getpid, []) }, Ok(1))
 }
 
-/// Adopts the orphans among the descendants: PR_SET_CHILD_SUBREAPER(2const) in prctl(2), as wait4(2)
-/// tells.
+/// Adopts orphans among the descendants: PR_SET_CHILD_SUBREAPER(2const) in prctl(2).
 ///
-/// Errors: EINVAL (Linux before 3.4); a seccomp filter's. Passed over: the namespace's init reaps.
+/// Errors: EINVAL (Linux before 3.4); those of a seccomp filter. Ignored: the init of the namespace
+/// reaps them.
 pub fn become_subreaper() {
     // SAFETY: a flag of this process, no pointers.
     let _ = unsafe { syscall(libc::SYS_prctl, [libc::PR_SET_CHILD_SUBREAPER as usize, 1]) };
 }
 
-/// Gives back the memory that is not needed any more, madvise(2), and sleeps for ever: pause(2), or
-/// ppoll(2) on nothing and without a timeout where an architecture has no pause.
+/// The kernel does not let the process sleep. [`Abi::sleep`] jumps here by name, because an indirect
+/// jump could be led elsewhere.
+extern "C" fn refused() -> ! {
+    crate::cannot_sleep()
+}
+
+/// Gives back the stack that is not needed any more, madvise(2), and sleeps forever: pause(2), or
+/// ppoll(2) where an architecture has no pause.
 ///
 /// The kernel puts the strings of the arguments at the top of the stack, the first one lowest, and
 /// argc, argv and the rest up to two pages below; the program's own frames follow. ps(1) reads the
-/// strings, so they stay. What is on the pages below them nobody reads any more.
+/// strings, so they stay. Nothing reads the pages below them any more.
 ///
-/// Errors: EINVAL from madvise (larger pages, see below), ENOMEM, EAGAIN; a seccomp filter's. Passed
-/// over: the pages stay. EINTR from pause, whenever it returns at all: it is called again.
+/// Errors: EINVAL from madvise (larger pages, see below), ENOMEM, EAGAIN; those of a seccomp filter.
+/// Ignored: the pages stay. From pause EINTR after a handler has returned, and then it is called again;
+/// otherwise only those of a seccomp filter, and then [`refused`] is called.
 pub fn sleep(arguments: Arguments) -> ! {
     const PAGE: usize = 4096;
     let stack = arguments.stack.addr();
@@ -262,7 +306,7 @@ pub fn sleep(arguments: Arguments) -> ! {
     // One or two pages below that of argc, and an odd multiple of 4 KiB: a kernel with larger pages
     // refuses to begin there, where it would round the length up and take the strings as well.
     let start = (stack - 2 * PAGE) & !(2 * PAGE - 1) | PAGE;
-    // SAFETY: nothing returns from here, so nothing below the strings is read again; a signal's
-    // handler runs on fresh pages. The length wraps where argv is empty, and is refused.
-    unsafe { arch::sleep(start, strings.wrapping_sub(start)) }
+    // SAFETY: this function does not return, so nothing below the strings is read again; signal handlers
+    // and `refused` run on fresh pages. The length wraps where argv is empty, and is refused.
+    unsafe { Arch::sleep(start, strings.wrapping_sub(start)) }
 }

@@ -1,5 +1,6 @@
 //! x86_64: entry, system call, and what only this architecture needs.
 
+use super::Abi;
 use core::arch::{asm, global_asm};
 use core::ffi::{c_long, c_ulong};
 use core::mem::MaybeUninit;
@@ -17,68 +18,78 @@ global_asm!(
     start = sym super::start,
 );
 
-/// Calls the kernel: "A.2.1 Calling Conventions" of the System V ABI, syscall(2).
-///
-/// # Safety
-///
-/// The arguments that `number` takes are initialized and right for it.
-#[inline(always)]
-pub unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isize {
-    let [first, second, third, fourth] = arguments;
-    let result;
-    // SAFETY: the caller's promise; the kernel changes rax, rcx and r11 and no other register. It
-    // leaves the stack alone too, but `nostack` would cost 17 bytes: with it LLVM keeps a red zone
-    // below the stack pointer and can no longer load small constants by push and pop.
-    unsafe {
-        asm!(
-            "syscall",
-            inlateout("rax") number as isize => result,
-            in("rdi") first,
-            in("rsi") second,
-            in("rdx") third,
-            in("r10") fourth,
-            out("rcx") _,
-            out("r11") _,
-        );
+// The kernel leaves the stack pointer where rt_sigreturn(2) expects it, so that no instruction may
+// come before the call.
+global_asm!(
+    ".section .text.restorer, \"ax\", @progbits",
+    "restorer:",
+    "mov eax, {rt_sigreturn}",
+    "syscall",
+    "ud2",
+    rt_sigreturn = const libc::SYS_rt_sigreturn,
+);
+
+/// What [`Abi`] describes.
+pub struct Arch;
+
+impl Abi for Arch {
+    const MACHINE: u16 = libc::EM_X86_64;
+
+    // Without a restorer the kernel delivers no signal (arch/x86/kernel/signal_64.c).
+    const SA_RESTORER: c_ulong = 0x0400_0000;
+
+    fn restorer() -> usize {
+        let address;
+        // SAFETY: computes an address. (Rust itself would read it from the GOT.)
+        unsafe {
+            asm!("lea {}, [rip + restorer]", out(reg) address, options(nomem, preserves_flags))
+        };
+        address
     }
-    result
-}
 
-/// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps for ever. All of it is
-/// one block: the compiler keeps nothing in the memory that goes.
-///
-/// # Safety
-///
-/// Nothing that is in that memory is read again.
-#[inline(always)]
-pub unsafe fn sleep(start: usize, length: usize) -> ! {
-    // SAFETY: the caller's promise; pause takes no argument.
-    unsafe {
-        asm!(
-            "syscall",
-            "2:",
-            "mov eax, {pause}",
-            "syscall",
-            "jmp 2b",
-            pause = const libc::SYS_pause,
-            in("rax") libc::SYS_madvise,
-            in("rdi") start,
-            in("rsi") length,
-            in("rdx") libc::MADV_DONTNEED,
-            options(noreturn),
-        );
+    #[inline(always)]
+    unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isize {
+        let [first, second, third, fourth] = arguments;
+        let result;
+        // SAFETY: the caller's promise; the kernel changes rax, rcx and r11 and no other register. It
+        // leaves the stack alone, too, but with `nostack` LLVM keeps a red zone below the stack pointer
+        // and can no longer load small constants by push and pop.
+        unsafe {
+            asm!(
+                "syscall",
+                inlateout("rax") number as isize => result,
+                in("rdi") first,
+                in("rsi") second,
+                in("rdx") third,
+                in("r10") fourth,
+                out("rcx") _,
+                out("r11") _,
+            );
+        }
+        result
+    }
+
+    #[inline(always)]
+    unsafe fn sleep(start: usize, length: usize) -> ! {
+        // SAFETY: the caller's promise; pause takes no argument.
+        unsafe {
+            asm!(
+                "syscall",
+                "2:",
+                "mov eax, {pause}",
+                "syscall",
+                "cmp eax, {eintr}",
+                "je 2b",
+                "call {refused}",
+                refused = sym super::refused,
+                eintr = const -libc::EINTR,
+                pause = const libc::SYS_pause,
+                in("rax") libc::SYS_madvise,
+                in("rdi") start,
+                in("rsi") length,
+                in("rdx") libc::MADV_DONTNEED,
+                options(noreturn),
+            );
+        }
     }
 }
-
-/// `sa_restorer` of the kernel's `struct sigaction`.
-pub type Restorer = usize;
-
-/// Flag without which the kernel delivers no signal here (arch/x86/kernel/signal_64.c): it vouches
-/// for a restorer, the code that a handler returns to. Ours never return, so it may be null.
-pub const SA_RESTORER: c_ulong = 0x0400_0000;
-
-/// `e_machine` in elf(5).
-pub const MACHINE: u16 = libc::EM_X86_64;
-
-/// `e_flags` in elf(5): none.
-pub const FLAGS: u32 = 0;

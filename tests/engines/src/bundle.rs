@@ -3,6 +3,7 @@
 use crate::daemon::{self, Daemon, Folder};
 use crate::engine::{Container, Engine, Log, Pod, Sandbox, Spec};
 use crate::host::{self, same};
+use crate::kind::Engine as Name;
 use crate::stage::Stage;
 use crate::wait::{end, success, until};
 use anyhow::{Context, Result, bail, ensure};
@@ -17,7 +18,6 @@ use std::marker::PhantomData;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use support::engine::Engine as Name;
 use tokio::process::{Child, Command};
 
 /// A program that runs bundles.

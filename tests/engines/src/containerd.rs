@@ -7,6 +7,7 @@ use crate::host::{self, same};
 use crate::stage::Stage;
 use crate::wait::{success, until};
 use anyhow::{Context, Result, ensure};
+use harness::build::project;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
@@ -25,7 +26,6 @@ use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use support::artifact::project;
 use tokio::process::{Child, Command};
 use toml_edit::DocumentMut;
 use tonic::transport::{Channel, Endpoint};
@@ -52,7 +52,7 @@ pub struct Containerd {
 }
 
 impl Engine for Containerd {
-    const NAME: support::engine::Engine = support::engine::Engine::Containerd;
+    const NAME: crate::kind::Engine = crate::kind::Engine::Containerd;
 
     const ASKS_FIRST: bool = false;
 

@@ -7,13 +7,13 @@ use crate::stage::Stage;
 use crate::toolchain;
 use crate::wait::{end, success};
 use anyhow::{Context, Result, ensure};
+use harness::build::project;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use support::artifact::project;
 use tokio::process::Command;
 
 /// How containers are started: from what is there, and left running.
@@ -34,7 +34,7 @@ pub struct Docker {
 }
 
 impl Engine for Docker {
-    const NAME: support::engine::Engine = support::engine::Engine::Docker;
+    const NAME: crate::kind::Engine = crate::kind::Engine::Docker;
 
     // A container joins another one's, but has its own UTS namespace, with the same name in it.
     const SHARED: &[&str] = &["net", "ipc"];

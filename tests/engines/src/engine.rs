@@ -1,14 +1,14 @@
 //! What an engine does for a pod. The scenarios speak to every engine in these words.
 
+use crate::kind::Engine as Name;
 use crate::stage::Stage;
 use anyhow::Result;
+use harness::sandbox::USER;
 use nix::sys::signal::Signal;
 use std::collections::HashSet;
 use std::error::Error;
 use std::fmt::{self, Display, Formatter};
 use std::path::Path;
-use support::engine::Engine as Name;
-use support::sandbox::USER;
 use tokio::process::Command;
 
 /// A pod: what holds it together is a container of the image that is tried.

@@ -2,13 +2,13 @@
 
 use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
+use harness::proc;
 use nix::unistd::Pid;
 use procfs::ProcError;
 use procfs::process::{MountInfo, Process, all_processes};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::fs;
-use support::proc;
 
 /// Waits until the process `pid` sleeps as pause does when it has done everything else. It has to be
 /// `binary`, run by `user` of its user namespace, whoever that is on the host.

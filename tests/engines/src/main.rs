@@ -7,6 +7,7 @@ mod docker;
 mod engine;
 mod host;
 mod images;
+mod kind;
 mod pod;
 mod podman;
 mod report;
@@ -33,7 +34,7 @@ struct Args {
     props: Props,
     /// Engines that must not be skipped
     #[arg(long, value_name = "ENGINE", value_delimiter = ',')]
-    require: Vec<support::engine::Engine>,
+    require: Vec<kind::Engine>,
     /// Document to write the matrix into
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,

@@ -4,10 +4,10 @@ use crate::engine::{Container, Engine};
 use crate::host::same;
 use crate::wait::until;
 use anyhow::{Context, Result, ensure};
+use harness::proc::activity;
 use nix::unistd::Pid;
 use procfs::FromRead;
 use procfs::process::{Process, Stat};
-use support::proc::activity;
 
 /// How many.
 const ORPHANS: usize = 2_000;

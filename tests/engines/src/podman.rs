@@ -8,6 +8,7 @@ use crate::stage::Stage;
 use crate::toolchain;
 use crate::wait::{end, success, until};
 use anyhow::{Context, Result, ensure};
+use harness::build::project;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -15,7 +16,6 @@ use std::env;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use support::artifact::project;
 use tokio::process::Command;
 use toml_edit::{Array, DocumentMut};
 
@@ -55,9 +55,9 @@ pub struct Podman<const ROOTLESS: bool> {
 }
 
 impl<const ROOTLESS: bool> Engine for Podman<ROOTLESS> {
-    const NAME: support::engine::Engine = match ROOTLESS {
-        false => support::engine::Engine::Podman,
-        true => support::engine::Engine::PodmanRootless,
+    const NAME: crate::kind::Engine = match ROOTLESS {
+        false => crate::kind::Engine::Podman,
+        true => crate::kind::Engine::PodmanRootless,
     };
 
     // Podman passes the image's user over, and makes it the pod's root.

@@ -4,6 +4,7 @@
 //! its last line.
 
 use crate::engine::{Engine, Lacks, Skip};
+use crate::kind::Engine as Name;
 use crate::scenario::Scenario;
 use crate::stage::Stage;
 use anyhow::{Context, Error, Result, anyhow, ensure};
@@ -14,7 +15,6 @@ use std::io::{Write, stdout};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
-use support::engine::Engine as Name;
 use tokio::select;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;

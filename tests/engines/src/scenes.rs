@@ -9,6 +9,7 @@ use crate::stage::Stage;
 use crate::wait::{success, until};
 use anyhow::{Context, Result, ensure};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
+use harness::sandbox::USER;
 use indicatif::ProgressBar;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -18,7 +19,6 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
-use support::sandbox::USER;
 use tokio::process::Command;
 
 /// What pause says when it is told to stop.

@@ -4,8 +4,8 @@
 use crate::engine::Skip;
 use crate::wait::success;
 use anyhow::{Result, ensure};
+use harness::build::project;
 use std::path::{Path, PathBuf};
-use support::artifact::project;
 use tokio::process::Command;
 
 /// Packs the root of such an image.

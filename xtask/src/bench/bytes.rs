@@ -2,7 +2,7 @@
 
 use super::figures::{Figure, Section};
 use super::peer::Peer;
-use crate::image::{Image, Project, Recipe};
+use crate::image::{Image, Recipe};
 use anyhow::{Context, Result};
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -27,8 +27,8 @@ pub fn measure(peers: &[Peer]) -> Result<Section> {
         gzip.samples[index].push(encoder.finish()?.len() as f64);
         zstd.samples[index].push(zstd::bulk::compress(&bytes, 19)?.len() as f64);
         if peer.is_ours() {
-            let image = Image::build(&Recipe::default(), &Project::find()?)?;
-            archive.samples[index].push(image.archive_size as f64);
+            let image = Image::build(&Recipe::default())?;
+            archive.samples[index].push(image.archive.len() as f64);
         }
     }
     Ok(Section {

@@ -2,6 +2,7 @@
 
 use super::peer::Peer;
 use anyhow::{Context, Result, bail};
+use harness::proc::{TIMEOUT, children};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, clone};
@@ -13,7 +14,6 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::Instant;
-use support::proc::{PATIENCE, children};
 
 /// A running instance. Dropping it kills it, and all that it started.
 pub struct Instance {
@@ -112,8 +112,8 @@ impl Instance {
                     let status = waitpid(self.pid, None)?;
                     bail!("{} ended instead of sleeping: {}", self.name, said(status));
                 }
-                _ if start.elapsed() > PATIENCE => {
-                    bail!("{} does not come to rest in {} s", self.name, PATIENCE.as_secs())
+                _ if start.elapsed() > TIMEOUT => {
+                    bail!("{} does not come to rest in {} s", self.name, TIMEOUT.as_secs())
                 }
                 _ => thread::yield_now(),
             }

@@ -163,7 +163,7 @@ fn leaves(instance: &Instance) -> Result<bool> {
     kill(instance.pid, Signal::SIGTERM)?;
     let start = Instant::now();
     while start.elapsed() < ENOUGH {
-        match support::proc::state(instance.pid) {
+        match harness::proc::state(instance.pid) {
             Some('Z') => return Ok(true),
             None => bail!("it is gone without a trace"),
             Some(_) => thread::sleep(Duration::from_millis(1)),

@@ -1,6 +1,7 @@
 //! Who is measured: what sleeps as PID 1 of a pod, or could.
 
 use anyhow::{Context, Result, anyhow, ensure};
+use harness::build::{self, Flavor};
 use nix::libc;
 use std::ffi::CString;
 use std::fs::{self, Permissions};
@@ -9,7 +10,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
-use support::artifact::{self, Flavor};
 
 /// What peers are installed from, by its name in Debian and Ubuntu.
 pub const PACKAGES: [&str; 3] = ["catatonit", "dumb-init", "tini"];
@@ -91,8 +91,8 @@ impl Peer {
 /// When the product cannot be built, or one of `named` is not there.
 pub fn find(named: &[Named]) -> Result<(Vec<Peer>, Vec<String>)> {
     let version = |flavor: &str| format!("{}, {flavor}", env!("CARGO_PKG_VERSION"));
-    let ours = artifact::build(Flavor::Freestanding)?;
-    let hosted = artifact::build(Flavor::Hosted)?;
+    let ours = build::build(Flavor::Freestanding)?;
+    let hosted = build::build(Flavor::Hosted)?;
     let mut peers = vec![
         Peer::new(OURS, &ours, &[], version("freestanding"))?,
         Peer::new("pause, hosted", &hosted, &[], version("on std"))?,
@@ -159,7 +159,7 @@ fn floor() -> Result<Option<PathBuf>> {
     elf.extend([0, BASE, BASE, size, size, 0x1000].map(u64::to_le_bytes).concat());
     elf.extend(code);
 
-    let path = artifact::project().join("target/bench/do-nothing");
+    let path = build::project().join("target/bench/do-nothing");
     fs::create_dir_all(path.parent().context("a folder")?)?;
     fs::write(&path, elf).with_context(|| format!("cannot write {}", path.display()))?;
     fs::set_permissions(&path, Permissions::from_mode(0o755))?;

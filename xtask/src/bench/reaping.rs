@@ -4,10 +4,11 @@ use super::figures::{Figure, Section};
 use super::peer::Peer;
 use super::{Plan, Progress};
 use anyhow::Result;
+use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS};
+use harness::proc::{activity, children, state, wait_until};
+use harness::sandbox::{Sandbox, Setup};
 use procfs::process::Process;
 use std::time::Instant;
-use support::proc::{activity, children, state, wait_until};
-use support::sandbox::{Sandbox, Setup};
 
 /// Orphans that exit all at once.
 const CROWD: usize = 500;
@@ -40,7 +41,7 @@ pub fn measure(peers: &[Peer], plan: &Plan, progress: &Progress) -> Result<Secti
             let mut left = plan.orphans;
             while left > 0 {
                 let some = left.min(plan.orphans.div_ceil(10));
-                sandbox.act("orphans", &[&some.to_string()])?;
+                sandbox.run(&ORPHANS, &[&some.to_string()])?;
                 left -= some;
                 progress.add(some);
             }
@@ -54,7 +55,8 @@ pub fn measure(peers: &[Peer], plan: &Plan, progress: &Progress) -> Result<Secti
             interrupted.samples[index].push(switches as f64);
             throughput.samples[index].push(plan.orphans as f64 / took);
 
-            let mut actor = sandbox.actor("crowd").arg(crowd.to_string()).spawn()?;
+            let mut actor =
+                sandbox.command(&SIMULTANEOUS_ORPHANS).arg(crowd.to_string()).spawn()?;
             let mut most = 0;
             while actor.try_wait()?.is_none() || children(sandbox.pid) != family {
                 most = most.max(zombies_below(&sandbox));
@@ -104,7 +106,7 @@ pub fn start(peer: &Peer) -> Result<Sandbox> {
 pub fn is_reaped(peer: &Peer) -> Result<bool> {
     let sandbox = start(peer)?;
     let family = children(sandbox.pid);
-    sandbox.act("orphans", &["1"])?;
+    sandbox.run(&ORPHANS, &["1"])?;
     let start = Instant::now();
     while children(sandbox.pid) != family {
         if start.elapsed() > super::ENOUGH {

@@ -6,13 +6,13 @@ use super::figures::{Section, number};
 use super::peer::Peer;
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use harness::build;
 use nix::sys::utsname::uname;
 use nix::unistd::{SysconfVar, sysconf};
 use serde_json::{Value, json};
 use std::fs;
 use std::process::Command;
 use std::time::SystemTime;
-use support::artifact;
 
 /// All that one run has found.
 pub struct Report {
@@ -94,7 +94,7 @@ impl Report {
     ///
     /// When a file cannot be written.
     pub fn write(&self) -> Result<()> {
-        let project = artifact::project();
+        let project = build::project();
         let charts = project.join("docs/benchmarks");
         fs::create_dir_all(&charts).context("cannot make docs/benchmarks")?;
         charts::draw_all(&self.peers, &self.sections, &charts)?;
@@ -267,7 +267,7 @@ fn setting() -> Result<Vec<(&'static str, String)>> {
 
 /// The first line of what a command says.
 fn said(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).current_dir(artifact::project()).output();
+    let output = Command::new(program).args(arguments).current_dir(build::project()).output();
     let said = output.ok().filter(|output| output.status.success());
     let said = said.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
     said.lines().next().unwrap_or("unknown").to_owned()

@@ -5,13 +5,13 @@ use super::instance::{Instance, sleeps};
 use super::peer::Peer;
 use super::{Plan, Progress};
 use anyhow::{Context, Result, bail, ensure};
+use harness::proc::TIMEOUT;
 use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::thread;
 use std::time::Instant;
-use support::proc::PATIENCE;
 
 /// How a tracee goes on, and what is counted by that.
 #[derive(Clone, Copy)]
@@ -90,7 +90,7 @@ fn next(instance: &Instance, name: &str) -> Result<Option<WaitStatus>> {
         match waitpid(instance.pid, Some(WaitPidFlag::WNOHANG))? {
             WaitStatus::StillAlive if sleeps(instance.pid) => return Ok(None),
             WaitStatus::StillAlive => {
-                ensure!(start.elapsed() < PATIENCE, "{name} neither stops nor sleeps");
+                ensure!(start.elapsed() < TIMEOUT, "{name} neither stops nor sleeps");
                 thread::yield_now();
             }
             status => return Ok(Some(status)),

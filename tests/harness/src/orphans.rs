@@ -1,8 +1,9 @@
-//! Parts that make orphans: processes whose parent dies first, and which PID 1 (or a subreaper)
-//! adopts. Each part takes the number of orphans and returns when all have been adopted and are
-//! about to exit; that none stays behind as a zombie is for the caller to see.
+//! Helpers that make orphans: processes whose parent dies first, and which PID 1 (or a subreaper)
+//! adopts. Each takes the number of orphans, and returns when all have been adopted and are about to
+//! exit. The caller checks that no zombie is left.
 
-use crate::actor::{Part, spawn};
+use crate::helper;
+use crate::helper::spawn;
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::libc;
@@ -14,14 +15,24 @@ use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::thread;
 
-pub(crate) const PARTS: &[Part] =
-    &[("orphans", orphans), ("crowd", crowd), ("late", late), ("threaded", threaded)];
+helper!(
+    /// One orphan after the other: each exits as soon as it is adopted.
+    pub ORPHANS = orphans
+);
+helper!(
+    /// Orphans that are alive all at once and exit together.
+    pub SIMULTANEOUS_ORPHANS = simultaneous_orphans
+);
+helper!(
+    /// Orphans that are zombies already when they are adopted.
+    pub ZOMBIES = zombies
+);
+helper!(
+    /// Orphans with threads, whose first thread ends before the others do.
+    pub THREADED_ORPHANS = threaded_orphans
+);
 
 /// Leaves behind an orphan that runs `orphan` as soon as PID 1 has adopted it.
-///
-/// # Errors
-///
-/// When fork(2) fails: as a rule the limit of processes.
 pub fn abandon(orphan: impl FnOnce() -> Result<()>) -> Result<()> {
     let parent = spawn(|| {
         let parent = Pid::this();
@@ -37,17 +48,13 @@ pub fn abandon(orphan: impl FnOnce() -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-/// The number that a part was given.
-///
-/// # Errors
-///
-/// When it was given none.
+/// Parses the only argument of a helper, a number.
 pub fn number(arguments: &[OsString]) -> Result<usize> {
     let [number] = arguments else { bail!("takes a number") };
-    number.to_str().and_then(|number| number.parse().ok()).context("the number is none")
+    number.to_str().and_then(|number| number.parse().ok()).context("not a number")
 }
 
-/// Waits until each holder of the pipe's other end has said that it was adopted.
+/// Waits until each holder of the other end of the pipe has reported that it was adopted.
 fn all_adopted(reports: OwnedFd, number: usize) -> Result<()> {
     let mut reported = Vec::new();
     File::from(reports).read_to_end(&mut reported)?;
@@ -56,13 +63,12 @@ fn all_adopted(reports: OwnedFd, number: usize) -> Result<()> {
     Ok(())
 }
 
-/// What an orphan reports: its parent, if that is PID 1.
+/// Reports the parent of this orphan, which should be PID 1.
 fn report(reports: &OwnedFd) -> Result<()> {
     write(reports, &[getppid().as_raw() as u8])?;
     Ok(())
 }
 
-/// One orphan after the other: each exits as soon as it is adopted.
 fn orphans(arguments: &[OsString]) -> Result<()> {
     let number = number(arguments)?;
     for _ in 0..number {
@@ -74,18 +80,17 @@ fn orphans(arguments: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// Orphans that are alive all at once, and exit together.
-fn crowd(arguments: &[OsString]) -> Result<()> {
+fn simultaneous_orphans(arguments: &[OsString]) -> Result<()> {
     let number = number(arguments)?;
     let (reader, writer) = pipe()?;
-    let (door, key) = pipe()?;
+    let (barrier_reader, barrier_writer) = pipe()?;
     for _ in 0..number {
         abandon(|| {
             report(&writer)?;
-            // The door opens when the last key is gone; this orphan inherited one.
-            // SAFETY: this process uses its copy of the descriptor no more.
-            unsafe { libc::close(key.as_raw_fd()) };
-            read(&door, &mut [0])?;
+            // Reading ends when the last writer is closed, and this orphan inherited one.
+            // SAFETY: this process does not use its copy of the descriptor again.
+            unsafe { libc::close(barrier_writer.as_raw_fd()) };
+            read(&barrier_reader, &mut [0])?;
             Ok(())
         })?;
     }
@@ -94,16 +99,15 @@ fn crowd(arguments: &[OsString]) -> Result<()> {
     for _ in 0..number {
         ensure!(read(&reader, &mut one)? == 1 && one == [1], "an orphan was not adopted by PID 1");
     }
-    drop(key);
+    drop(barrier_writer);
     all_adopted(reader, 0)
 }
 
-/// Orphans that are dead before their parent is: zombies when they are adopted.
-fn late(arguments: &[OsString]) -> Result<()> {
+fn zombies(arguments: &[OsString]) -> Result<()> {
     for _ in 0..number(arguments)? {
         let parent = spawn(|| {
             let child = spawn(|| Ok(()))?;
-            // Sees it dead and leaves it a zombie.
+            // Waits for its death, and leaves the zombie.
             waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
             Ok(())
         })?;
@@ -112,8 +116,7 @@ fn late(arguments: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// Orphans with threads, whose first thread ends before the others do.
-fn threaded(arguments: &[OsString]) -> Result<()> {
+fn threaded_orphans(arguments: &[OsString]) -> Result<()> {
     for _ in 0..number(arguments)? {
         let (reader, writer) = pipe()?;
         abandon(|| {
@@ -124,10 +127,10 @@ fn threaded(arguments: &[OsString]) -> Result<()> {
                     while crate::proc::state(first) != Some('Z') {
                         thread::yield_now();
                     }
-                    report(&writer).expect("the actor listens");
+                    report(&writer).expect("the helper reads the reports");
                 });
             }
-            // SAFETY: ends this thread alone; what it owns is given back with the process.
+            // SAFETY: ends this thread alone; its memory is freed with the process.
             unsafe { libc::syscall(libc::SYS_exit, 0) };
             unreachable!("the first thread has ended");
         })?;

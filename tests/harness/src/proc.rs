@@ -1,29 +1,25 @@
-//! Looking at processes through /proc, and waiting until they are in the state that is asked for.
+//! Reads the state of processes from /proc, and waits for states.
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
+use procfs::ProcError;
 use procfs::process::{Process, all_processes};
 use std::fs;
 use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 
-/// How long a state may take to come about. Only there to turn a hang into a failure: nothing here
-/// takes a hundredth of it.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+/// Limit for [`wait_until`], to make a failure of a hang.
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Waits until `reached` says so.
-///
-/// # Errors
-///
-/// Names `state` when it does not come about.
+/// Waits until `reached` returns true; otherwise the error names `state`.
 pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !reached() {
-        if start.elapsed() > PATIENCE {
-            bail!("waited {} s in vain until {state}", PATIENCE.as_secs());
+        if start.elapsed() > TIMEOUT {
+            bail!("not within {} s: {state}", TIMEOUT.as_secs());
         }
-        // What takes a moment only is not slept over: there are tests that wait many thousand times.
+        // Some tests wait many thousand times, and mostly for less than a millisecond.
         match start.elapsed() < Duration::from_millis(1) {
             true => yield_now(),
             false => sleep(Duration::from_millis(1)),
@@ -55,11 +51,21 @@ pub fn sleeping_call(pid: Pid) -> Option<i64> {
     call.split(' ').next()?.parse().ok()
 }
 
-/// The call that pause sleeps in: pause, or ppoll where there is none.
-#[cfg(target_arch = "x86_64")]
+/// The call that pause sleeps in on this machine, as [`crate::target::TARGETS`] has it by name.
+#[cfg(any(
+    target_arch = "x86_64",
+    target_arch = "arm",
+    target_arch = "powerpc64",
+    target_arch = "s390x"
+))]
 pub const SLEEPING_CALL: i64 = libc::SYS_pause;
-/// The call that pause sleeps in: pause, or ppoll where there is none.
-#[cfg(not(target_arch = "x86_64"))]
+/// The call that pause sleeps in on this machine, as [`crate::target::TARGETS`] has it by name.
+#[cfg(not(any(
+    target_arch = "x86_64",
+    target_arch = "arm",
+    target_arch = "powerpc64",
+    target_arch = "s390x"
+)))]
 pub const SLEEPING_CALL: i64 = libc::SYS_ppoll;
 
 /// That call, and those that an emulator sleeps in for it.
@@ -72,9 +78,17 @@ pub fn catches(pid: Pid, signal: Signal) -> bool {
 }
 
 /// The children of a process, zombies among them.
+///
+/// # Panics
+///
+/// When /proc cannot be read: "no children" would be a lie.
 pub fn children(parent: Pid) -> Vec<Pid> {
-    let all = all_processes().into_iter().flatten().flatten();
-    all.filter_map(|process| process.stat().ok())
+    let is_gone = |error: &ProcError| matches!(error, ProcError::NotFound(_));
+    let processes = all_processes().expect("/proc can be listed");
+    let stats = processes.map(|process| process.and_then(|process| process.stat()));
+    stats
+        .filter(|stat| !stat.as_ref().is_err_and(is_gone))
+        .map(|stat| stat.expect("/proc/PID/stat can be read"))
         .filter(|stat| stat.ppid == parent.as_raw())
         .map(|stat| Pid::from_raw(stat.pid))
         .collect()
@@ -92,10 +106,6 @@ pub struct Activity {
 }
 
 /// What the process has cost the scheduler so far.
-///
-/// # Errors
-///
-/// When there is no such process.
 pub fn activity(pid: Pid) -> Result<Activity> {
     let process = Process::new(pid.as_raw())?;
     let (status, stat) = (process.status()?, process.stat()?);
@@ -107,19 +117,11 @@ pub fn activity(pid: Pid) -> Result<Activity> {
 }
 
 /// Memory of the process that is in RAM, in KiB.
-///
-/// # Errors
-///
-/// When there is no such process, or it does not let itself be looked at.
 pub fn resident(pid: Pid) -> Result<u64> {
     sum_of(pid, "Rss")
 }
 
 /// The part of it that it shares with no file and no other process, in KiB.
-///
-/// # Errors
-///
-/// As [`resident`].
 pub fn anonymous(pid: Pid) -> Result<u64> {
     sum_of(pid, "Anonymous")
 }

@@ -1,6 +1,12 @@
-//! `cargo xtask soak`: storms over PID 1, for as long as one likes.
+//! `cargo xtask stress`: stress-tests PID 1 with orphans, fork bombs and signals.
 
 use anyhow::{Context, Result, ensure};
+use harness::build::{self, Flavor};
+use harness::helper;
+use harness::helper::{Helper, spawn};
+use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon, number};
+use harness::proc::{activity, children, is_asleep, resident, state, wait_until};
+use harness::sandbox::{Sandbox, Setup, USER, become_user, ensure_inside};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use nix::errno::Errno;
 use nix::libc;
@@ -11,61 +17,48 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use std::ffi::OsString;
-use std::io;
 use std::time::{Duration, Instant};
-use support::actor::{Part, spawn};
-use support::artifact::{self, Flavor};
-use support::orphans::{abandon, number};
-use support::proc::{activity, children, is_asleep, resident, state, wait_until};
-use support::sandbox::{Sandbox, Setup, become_user};
 
-/// The command line of `cargo xtask soak`.
+/// The command line of `cargo xtask stress`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Go on until this many orphans have died, or a few more
+    /// Run until this many orphans have exited, and finish the round
     #[arg(long, value_name = "NUMBER", default_value_t = 1_000_000)]
     orphans: u64,
-    /// Go on for at least this long; a fraction will do
+    /// Run for at least this long; fractions are allowed
     #[arg(long, value_name = "MINUTES", default_value_t = 0.0)]
     minutes: f64,
 }
 
-/// The storms that a round is made of, and the number that each is told: of orphans, of processes
-/// at most in the fork storm, of signals in the flood.
-const STORMS: &[(&str, u64)] = &[
-    ("orphans", 10_000),
-    ("crowd", 2_000),
-    ("late", 500),
-    ("threaded", 100),
-    ("fork-storm", 2_000),
-    ("massacre", 2_000),
-    ("flood", 100_000),
-    ("traced", 200),
-    ("vforked", 200),
-    ("cloned", 200),
-    ("stopped", 200),
+/// The workloads of a round. The number is that of orphans, of signals, or for the fork bomb the limit
+/// of processes.
+const WORKLOADS: &[(&str, &Helper, u64)] = &[
+    ("orphans", &ORPHANS, 10_000),
+    ("simultaneous", &SIMULTANEOUS_ORPHANS, 2_000),
+    ("zombies", &ZOMBIES, 500),
+    ("threaded", &THREADED_ORPHANS, 100),
+    ("fork-bomb", &FORK_BOMB, 2_000),
+    ("killed", &KILLED, 2_000),
+    ("signals", &SIGNALS, 100_000),
+    ("traced", &TRACED, 200),
+    ("vforked", &VFORKED, 200),
+    ("cloned", &CLONED, 200),
+    ("stopped", &STOPPED, 200),
 ];
 
-/// The parts of the storms that are not among [`support::orphans`].
-pub const PARTS: &[Part] = &[
-    ("fork-storm", play_fork_storm),
-    ("massacre", play_massacre),
-    ("flood", play_flood),
-    ("traced", play_traced),
-    ("vforked", play_vforked),
-    ("cloned", play_cloned),
-    ("stopped", play_stopped),
-];
+helper!(FORK_BOMB = fork_bomb);
+helper!(KILLED = killed);
+helper!(SIGNALS = signals);
+helper!(TRACED = traced);
+helper!(VFORKED = vforked);
+helper!(CLONED = cloned);
+helper!(STOPPED = stopped);
 
-/// Lets storms rage, round after round, and looks at PID 1 after each: no zombie, no wake-up, no
-/// growth, and in the end it stops as always.
-///
-/// # Errors
-///
-/// Names the storm that PID 1 was the worse for.
+/// Runs the workloads in rounds and checks PID 1 after each: there is no zombie, it was not woken, and
+/// its memory has not grown. At the end SIGTERM has to stop it.
 pub fn run(args: &Args) -> Result<()> {
     let time = Duration::try_from_secs_f64(args.minutes * 60.0).context("--minutes")?;
-    let pod = Setup::new(&artifact::build(Flavor::Freestanding)?).start()?;
+    let pod = Setup::new(&build::build(Flavor::Freestanding)?).start()?;
     pod.wait_until_asleep()?;
     let before = (activity(pod.pid)?, resident(pod.pid)?);
 
@@ -75,17 +68,17 @@ pub fn run(args: &Args) -> Result<()> {
     let mut orphans = 0;
     let mut rounds = 0;
     while orphans < args.orphans || start.elapsed() < time {
-        for (storm, number) in STORMS {
-            bar.set_message(*storm);
-            pod.act(storm, &[&number.to_string()])?;
-            match *storm {
-                "flood" => flood(pod.pid, *number)?,
-                // As many as there may be.
-                "fork-storm" => {}
+        for (workload, helper, number) in WORKLOADS {
+            bar.set_message(*workload);
+            pod.run(helper, &[&number.to_string()])?;
+            match *workload {
+                "signals" => flood(*number, |signal| pod.signal_by_number(signal))?,
+                // Their number depends on how fast they are.
+                "fork-bomb" => {}
                 _ => orphans += number,
             }
             bar.set_position(orphans);
-            check(&pod, before).with_context(|| format!("after {storm}, in round {rounds}"))?;
+            check(&pod, before).with_context(|| format!("after {workload}, in round {rounds}"))?;
         }
         rounds += 1;
     }
@@ -95,41 +88,43 @@ pub fn run(args: &Args) -> Result<()> {
     let (status, stderr) = pod.wait()?;
     ensure!(status.code() == Some(0) && stderr == "pause: SIGTERM\n", "{status}, {stderr:?}");
     println!(
-        "passed: {} orphans in {}, {} storms: no zombie, no wake-up, no growth \
-         ({} KiB), SIGTERM ended it with 0",
+        "passed: {} orphans in {}, {} workloads: no zombie, no wake-up, no growth \
+         ({} KiB), exit code 0 on SIGTERM",
         HumanCount(orphans),
         HumanDuration(start.elapsed()),
-        HumanCount(rounds * STORMS.len() as u64),
+        HumanCount(rounds * WORKLOADS.len() as u64),
         before.1,
     );
     Ok(())
 }
 
-/// Looks at PID 1 when a storm is over.
-fn check(pod: &Sandbox, before: (support::proc::Activity, u64)) -> Result<()> {
+/// Checks PID 1 when a workload has ended.
+fn check(pod: &Sandbox, before: (harness::proc::Activity, u64)) -> Result<()> {
     wait_until("no orphan or zombie is left", || children(pod.pid).is_empty())?;
-    ensure!(is_asleep(pod.pid), "it does not sleep: {:?}", state(pod.pid));
+    ensure!(is_asleep(pod.pid), "PID 1 does not sleep but is in state {:?}", state(pod.pid));
     let after = (activity(pod.pid)?, resident(pod.pid)?);
-    ensure!(after == before, "it was woken, or has grown: {before:?}, then {after:?}");
+    ensure!(after == before, "PID 1 was woken or has grown: from {before:?} to {after:?}");
     Ok(())
 }
 
-/// Sends signals to PID 1: all but those that end it, or from outside stop it.
-fn flood(pid: Pid, number: u64) -> Result<()> {
+/// Sends signals to a process that is PID 1, in turn all that neither end nor stop it.
+fn flood(number: u64, send: impl Fn(i32) -> Result<()>) -> Result<()> {
     let harmless = |signal: &i32| {
         ![libc::SIGTERM, libc::SIGINT, libc::SIGKILL, libc::SIGSTOP].contains(signal)
     };
     for signal in (1..=64).filter(harmless).cycle().take(usize::try_from(number)?) {
-        // SAFETY: numbers only; nix has no realtime signals.
-        let sent = unsafe { libc::kill(pid.as_raw(), signal) };
-        ensure!(sent == 0, "cannot send signal {signal}: {}", io::Error::last_os_error());
+        send(signal)?;
     }
     Ok(())
 }
 
-/// The same from inside.
-fn play_flood(arguments: &[OsString]) -> Result<()> {
-    flood(Pid::from_raw(1), number(arguments)? as u64)
+/// Sends the signals from inside of the PID namespace.
+fn signals(arguments: &[OsString]) -> Result<()> {
+    ensure_inside()?;
+    flood(number(arguments)? as u64, |signal| {
+        // SAFETY: numbers only; nix has no realtime signals.
+        Ok(Errno::result(unsafe { libc::kill(1, signal) }).map(drop)?)
+    })
 }
 
 /// Sleeps until a signal ends it.
@@ -139,25 +134,27 @@ fn sleep_on() -> Result<()> {
     }
 }
 
-/// Kills all in the PID namespace but PID 1 and this process.
+/// Kills every process of the PID namespace but PID 1 and this one.
 fn kill_all() -> Result<()> {
+    ensure_inside()?;
     Ok(kill(Pid::from_raw(-1), Signal::SIGKILL)?)
 }
 
-/// Orphans that are all killed in one instant.
-fn play_massacre(arguments: &[OsString]) -> Result<()> {
+/// Orphans that are killed all at once.
+fn killed(arguments: &[OsString]) -> Result<()> {
     for _ in 0..number(arguments)? {
         abandon(sleep_on)?;
     }
     kill_all()
 }
 
-/// Processes that fork as fast as they can, up to the limit, while their parents die.
-fn play_fork_storm(arguments: &[OsString]) -> Result<()> {
+/// Processes that fork as fast as they can, up to the limit, while their parents exit.
+fn fork_bomb(arguments: &[OsString]) -> Result<()> {
+    ensure_inside()?;
     let limit = number(arguments)? as u64;
-    let storm = spawn(|| {
+    let bomb = spawn(|| {
         // The limit is that of an ordinary user.
-        become_user()?;
+        become_user(USER)?;
         setrlimit(Resource::RLIMIT_NPROC, limit, limit)?;
         loop {
             match spawn(|| spawn(sleep_on).map(drop)) {
@@ -167,13 +164,14 @@ fn play_fork_storm(arguments: &[OsString]) -> Result<()> {
             }
         }
     })?;
-    succeeds(storm)?;
+    succeeds(bomb)?;
     kill_all()
 }
 
-/// Orphans that are traced as they die: of three one is killed, one dies let go, and one is left over
-/// by a tracer that dies first.
-fn play_traced(arguments: &[OsString]) -> Result<()> {
+/// Orphans that are traced when they exit: of three one is killed, one is detached first, and one is
+/// left by a tracer that exits before it.
+fn traced(arguments: &[OsString]) -> Result<()> {
+    ensure_inside()?;
     for _ in 0..number(arguments)? {
         abandon(sleep_on)?;
     }
@@ -196,8 +194,8 @@ fn play_traced(arguments: &[OsString]) -> Result<()> {
     kill_all()
 }
 
-/// Orphans that share the memory of a parent that was killed while it waited for them.
-fn play_vforked(arguments: &[OsString]) -> Result<()> {
+/// Orphans of vfork: they share the memory of a parent that was killed while it waited for them.
+fn vforked(arguments: &[OsString]) -> Result<()> {
     for _ in 0..number(arguments)? {
         let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
         let parent = spawn(|| clone_asleep(flags, Some(libc::SIGCHLD)))?;
@@ -208,8 +206,8 @@ fn play_vforked(arguments: &[OsString]) -> Result<()> {
     kill_all()
 }
 
-/// Orphans that were to send another signal than SIGCHLD, or none.
-fn play_cloned(arguments: &[OsString]) -> Result<()> {
+/// Orphans that were created with another exit signal than SIGCHLD, or with none.
+fn cloned(arguments: &[OsString]) -> Result<()> {
     for index in 0..number(arguments)? {
         let signal = [Some(libc::SIGUSR1), None][index % 2];
         succeeds(spawn(|| clone_asleep(CloneFlags::empty(), signal))?)?;
@@ -235,7 +233,7 @@ fn succeeds(child: Pid) -> Result<()> {
 }
 
 /// Orphans that are stopped and continued.
-fn play_stopped(arguments: &[OsString]) -> Result<()> {
+fn stopped(arguments: &[OsString]) -> Result<()> {
     for _ in 0..number(arguments)? {
         let parent = spawn(|| {
             let child = spawn(|| Ok(raise(Signal::SIGSTOP)?))?;
@@ -244,5 +242,6 @@ fn play_stopped(arguments: &[OsString]) -> Result<()> {
         })?;
         succeeds(parent)?;
     }
+    ensure_inside()?;
     Ok(kill(Pid::from_raw(-1), Signal::SIGCONT)?)
 }

@@ -11,10 +11,6 @@ use std::env;
 
 /// Lets the kernel answer a system call with `errno` from now on; with an argument only if that is
 /// its first.
-///
-/// # Errors
-///
-/// When there are no filters for this architecture, or the kernel takes none.
 pub fn refuse(call: i64, first: Option<i32>, errno: i32) -> Result<()> {
     let rules = match first {
         None => Vec::new(),
@@ -28,10 +24,6 @@ pub fn refuse(call: i64, first: Option<i32>, errno: i32) -> Result<()> {
 }
 
 /// Lets the kernel kill this process at any system call but `calls` and execve(2).
-///
-/// # Errors
-///
-/// As [`refuse`].
 pub fn allow_only(calls: impl IntoIterator<Item = i64>) -> Result<()> {
     let calls = calls.into_iter().chain([libc::SYS_execve]);
     apply(calls.map(|call| (call, Vec::new())), SeccompAction::KillProcess, SeccompAction::Allow)

@@ -1,0 +1,174 @@
+//! Builds the product as it ships: with `cargo build --release`, never as a test build.
+
+use crate::target::Target;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::ffi::{OsStr, OsString};
+use std::fs::Permissions;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+use std::{env, fs};
+
+/// The two ways to build the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavor {
+    /// No C library, no std: what ships.
+    Freestanding,
+    /// On std, libc and signal-hook.
+    Hosted,
+}
+
+/// The top folder of the sources: of these, or of the copy that `PAUSE_PROJECT` names.
+pub fn project() -> &'static Path {
+    static PROJECT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let ours = || concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into();
+        let project: PathBuf = env::var_os("PAUSE_PROJECT").map_or_else(ours, PathBuf::from);
+        project.canonicalize().unwrap_or(project)
+    });
+    &PROJECT
+}
+
+/// Builds the release binary of `flavor` for this machine and returns its path.
+pub fn build(flavor: Flavor) -> Result<PathBuf> {
+    let mut command = cargo();
+    if flavor == Flavor::Hosted {
+        // A folder of its own, or each flavor would overwrite the other at target/release/pause.
+        command.args(["--features=hosted", "--target-dir=target/hosted"]);
+    }
+    binary_of(command)
+}
+
+/// Builds the freestanding release binary for `target`, a triple of rustc's, and returns its path.
+///
+/// Needs neither a C compiler nor a C library for the target, only its `core`: see [`find_core`].
+pub fn build_for(target: &str) -> Result<PathBuf> {
+    let mut command = build_with(&find_core(target)?, &linker()?, target);
+    // Artifacts of another compiler do not mix with those of the usual one.
+    command.arg("--target-dir=target/foreign");
+    binary_of(command)
+}
+
+/// A command that builds for `target` with the given compiler and linker.
+fn build_with(rustc: &OsStr, linker: &Path, target: &str) -> Command {
+    let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
+    let mut command = cargo();
+    command.args(["--target", target]).env("RUSTC", rustc).env(variable, linker);
+    command
+}
+
+/// Builds the freestanding release binary for `target`, which is for x86_64, as an ELF file with
+/// symbols. Its section `.text` is what ships, so the symbols name the functions of that.
+///
+/// # Errors
+///
+/// Returns the same errors as [`Target::build`].
+pub fn build_with_symbols(target: &Target) -> Result<PathBuf> {
+    // The same code as in the file that ships takes the same compiler.
+    let (rustc, linker, option) = match target.is_native() {
+        true => (usual_rustc(), "cc".into(), "-Wl,--oformat=elf64-x86-64"),
+        false => (find_core(target.triple)?, linker()?, "--oformat=elf64-x86-64"),
+    };
+    // Of several output formats the linker takes the last, and neither cargo nor rustc puts an option
+    // behind those of the build script.
+    let folder = project().join("target/symbols");
+    fs::create_dir_all(&folder)?;
+    let wrapper = folder.join(linker.file_name().context("the linker has no name")?);
+    let script = format!("#!/bin/sh\nexec '{}' \"$@\" {option}\n", linker.display());
+    if fs::read_to_string(&wrapper).ok().as_deref() != Some(&script) {
+        fs::write(&wrapper, script)?;
+        fs::set_permissions(&wrapper, Permissions::from_mode(0o755))?;
+    }
+    let mut command = build_with(&rustc, &wrapper, target.triple);
+    command.arg("--target-dir").arg(folder).env("CARGO_PROFILE_RELEASE_STRIP", "false");
+    binary_of(command)
+}
+
+/// Finds a compiler that has `core` for `target`: the usual one, or the one that the variable
+/// `PAUSE_FOREIGN_RUSTC` names, for toolchains that are not rustup's.
+pub fn find_core(target: &str) -> Result<OsString> {
+    for rustc in env::var_os("PAUSE_FOREIGN_RUSTC").into_iter().chain([usual_rustc()]) {
+        let folder =
+            stdout_of(Command::new(&rustc).args(["--print=target-libdir", "--target", target]))?;
+        let files = fs::read_dir(folder.trim()).into_iter().flatten().flatten();
+        let mut names = files.map(|file| file.file_name());
+        if names.any(|name| name.as_encoded_bytes().starts_with(b"libcore-")) {
+            return Ok(rustc);
+        }
+    }
+    bail!("there is no core for {target}; get it with: rustup target add {target}")
+}
+
+fn usual_rustc() -> OsString {
+    env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())
+}
+
+/// The linker that comes with the usual compiler, for every target.
+fn linker() -> Result<PathBuf> {
+    let folder = stdout_of(Command::new("rustc").args(["--print=target-libdir"]))?;
+    let linker = Path::new(folder.trim()).with_file_name("bin").join("rust-lld");
+    ensure!(linker.exists(), "the Rust toolchain has no rust-lld at {}", linker.display());
+    Ok(linker)
+}
+
+/// Runs a command and returns its stdout.
+fn stdout_of(command: &mut Command) -> Result<String> {
+    let output = command.current_dir(project()).stderr(Stdio::inherit()).output();
+    let output = output.with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A command that builds the product as it ships: the same bytes whatever flags and profile the
+/// caller's environment asks for, and whatever flags the configuration of cargo does.
+fn cargo() -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(project());
+    command.args(["build", "--release", "--quiet", "--package=pause"]);
+    command.arg("--message-format=json-render-diagnostics");
+    // cargo takes flags from the first place that has some; this one comes first.
+    command.env("CARGO_ENCODED_RUSTFLAGS", "");
+    for (name, _) in env::vars_os() {
+        if name.as_encoded_bytes().starts_with(b"CARGO_PROFILE_RELEASE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs a build and returns the path of the binary.
+fn binary_of(mut build: Command) -> Result<PathBuf> {
+    let mut child = build.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
+    let messages = BufReader::new(child.stdout.take().expect("stdout is piped"));
+    let mut binary = None;
+    for message in messages.lines() {
+        let message: Value = serde_json::from_str(&message?).context("cannot read from cargo")?;
+        binary = message["executable"].as_str().map(PathBuf::from).or(binary);
+    }
+    let status = child.wait()?;
+    ensure!(status.success(), "{build:?}: {status}");
+    match binary {
+        Some(path) => Ok(path),
+        None => bail!("{build:?} made no binary"),
+    }
+}
+
+/// Builds the program behind `cargo xtask`, with all of its tasks, and returns its path.
+pub fn build_xtask() -> Result<PathBuf> {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(project()).args(["build", "--quiet", "--package=xtask"]);
+    command.arg("--message-format=json-render-diagnostics");
+    binary_of(command)
+}
+
+/// Copies the sources, all that is not made from them, into an existing folder.
+pub fn copy_sources(folder: &Path) -> Result<()> {
+    let entries = fs::read_dir(project())?.collect::<Result<Vec<_>, _>>()?;
+    let sources = entries.iter().map(|entry| entry.path());
+    let sources = sources.filter(|path| !path.ends_with("target") && !path.ends_with(".git"));
+    let status = Command::new("cp").arg("-R").args(sources).arg(folder).status()?;
+    ensure!(status.success(), "cannot copy the sources to {}: {status}", folder.display());
+    Ok(())
+}

@@ -1,0 +1,92 @@
+//! Helper processes: they make orphans, attack PID 1 or set up a sandbox beside the program under
+//! test.
+//!
+//! A program starts itself once more as a helper, which runs one function in place of `main`. Such a
+//! process has one thread, so it may fork, join namespaces and change its credentials, as a test
+//! with its many threads may not.
+
+use anyhow::{Context, Result};
+use linkme::distributed_slice;
+use nix::unistd::{ForkResult, Pid, fork};
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::process::{Command, exit};
+
+/// A function that runs in a process of its own. Declared by [`helper!`](crate::helper!).
+#[derive(Debug)]
+pub struct Helper {
+    /// Name of the static, with its path.
+    pub name: &'static str,
+    /// The function; it gets the arguments that were added to the command.
+    pub run: fn(&[OsString]) -> Result<()>,
+}
+
+/// Every helper of this program. The linker makes this list, so that nobody has to keep it.
+#[distributed_slice]
+pub static HELPERS: [Helper];
+
+/// Declares a [`Helper`]: `helper!(pub ORPHANS = orphans);`.
+#[macro_export]
+macro_rules! helper {
+    ($(#[$meta:meta])* $visibility:vis $NAME:ident = $run:expr) => {
+        $(#[$meta])*
+        #[$crate::linkme::distributed_slice($crate::helper::HELPERS)]
+        #[linkme(crate = $crate::linkme)]
+        $visibility static $NAME: $crate::helper::Helper = $crate::helper::Helper {
+            name: concat!(module_path!(), "::", stringify!($NAME)),
+            run: $run,
+        };
+    };
+}
+
+/// The first argument of a helper process.
+const FLAG: &str = "--run-helper";
+
+/// Runs a helper and exits, if this process was started as one; otherwise returns at once.
+///
+/// Call it first in `main`, before there is a second thread.
+pub fn dispatch() {
+    let mut arguments = env::args_os().skip(1);
+    if arguments.next().as_deref() == Some(OsStr::new(FLAG)) {
+        let name = arguments.next().unwrap_or_default();
+        let arguments: Vec<OsString> = arguments.collect();
+        exit(run(&name, &arguments));
+    }
+}
+
+/// Runs the helper `name` in this process and returns its exit code. Errors go to stderr.
+pub(crate) fn run(name: &OsStr, arguments: &[OsString]) -> i32 {
+    let helper = HELPERS.iter().find(|helper| name == helper.name);
+    let result = helper.context("no such helper").and_then(|helper| (helper.run)(arguments));
+    match result {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("{}: {error:#}", name.display());
+            1
+        }
+    }
+}
+
+impl Helper {
+    /// A command that starts this helper on the host. Add its arguments.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(FLAG).arg(self.name);
+        command
+    }
+}
+
+/// Runs `child` in a new process, which exits when the function returns.
+pub fn spawn(child: impl FnOnce() -> Result<()>) -> Result<Pid> {
+    // SAFETY: a helper process has one thread, so no lock is held in the child.
+    match unsafe { fork() }.context("cannot fork")? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => match child() {
+            Ok(()) => exit(0),
+            Err(error) => {
+                eprintln!("{error:#}");
+                exit(1)
+            }
+        },
+    }
+}

@@ -1,0 +1,67 @@
+//! Generated parts of the documents. Each stands between the line `<!-- COMMAND -->`, with the
+//! command that writes it, and the line `<!-- end -->`.
+
+use anyhow::{Context, Result, bail};
+use comfy_table::{CellAlignment, Row, Table, presets};
+use std::fs;
+use std::path::Path;
+
+/// What to do with a document whose generated part is out of date.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Mode {
+    /// Write the new content.
+    Write,
+    /// Write nothing and return an error.
+    Check,
+}
+
+/// Replaces the part of the document at `path` that `command` generates.
+///
+/// # Errors
+///
+/// When the document has no such part, cannot be read or written, or is out of date in
+/// [`Mode::Check`].
+pub fn update_section(path: &Path, command: &str, content: &str, mode: Mode) -> Result<()> {
+    let shown = path.display();
+    let old = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
+    let new = replace_section(&old, command, content)
+        .with_context(|| format!("cannot update {shown}"))?;
+    match mode {
+        _ if old == new => Ok(()),
+        Mode::Write => fs::write(path, new).with_context(|| format!("cannot write {shown}")),
+        Mode::Check => bail!(
+            "{shown} is out of date: run `{}` and commit the result",
+            command.split(':').next().unwrap_or(command)
+        ),
+    }
+}
+
+/// Returns `document` with `content` in place of what stands between the two marks.
+pub fn replace_section(document: &str, command: &str, content: &str) -> Result<String> {
+    const END: &str = "<!-- end -->";
+    let begin = format!("<!-- {command} -->\n");
+    let (before, rest) = document
+        .split_once(&begin)
+        .with_context(|| format!("the line {:?} is missing", begin.trim_end()))?;
+    let (_, after) = rest
+        .split_once(END)
+        .with_context(|| format!("the line {END:?} is missing after {:?}", begin.trim_end()))?;
+    Ok(format!("{before}{begin}\n{}\n\n{END}{after}", content.trim()))
+}
+
+/// Formats a table; columns of numbers are aligned to the right.
+pub fn table(header: impl Into<Row>, rows: impl IntoIterator<Item = impl Into<Row>>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(header).add_rows(rows);
+    for column in 0..table.column_count() {
+        let is_number = |row: &Row| {
+            let text = row.cell_iter().nth(column).map(|cell| cell.content()).unwrap_or_default();
+            text.chars().all(|it| it.is_ascii_digit() || " ,.+-−–≈×%".contains(it))
+        };
+        if table.row_iter().all(is_number) {
+            let column = table.column_mut(column).expect("the column was counted");
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}

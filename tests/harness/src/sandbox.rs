@@ -1,0 +1,383 @@
+//! A sandbox like that of a container engine: the product as PID 1 of new namespaces, as user 65535,
+//! alone in a new root file system. Needs no engine, and no root where the kernel lets ordinary users
+//! make user namespaces.
+
+use crate::helper;
+use crate::helper::{Helper, spawn};
+use crate::proc::{TIMEOUT, is_asleep, wait_until};
+use crate::root::{EMULATOR, enter_root};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::libc;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{
+    Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execv, getegid, geteuid, setgid,
+    setgroups, setuid,
+};
+use rustix::process::{PidfdFlags, pidfd_open};
+use std::convert::Infallible;
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio, exit};
+use std::ptr;
+use std::sync::OnceLock;
+
+/// User and group of the image.
+pub const USER: u32 = 65535;
+
+helper!(LAUNCHER = launcher);
+helper!(JOINER = joiner);
+
+/// How to start a sandbox.
+pub struct Setup {
+    program: PathBuf,
+    emulator: OsString,
+    arguments: Vec<OsString>,
+    preparation: &'static str,
+    user: u32,
+    libraries: bool,
+    stdout: Stdio,
+    stderr: Stdio,
+}
+
+impl Setup {
+    /// The release binary `program`, which will be `/pause` inside.
+    pub fn new(program: &Path) -> Self {
+        Setup {
+            program: program.into(),
+            emulator: OsString::new(),
+            arguments: Vec::new(),
+            preparation: "",
+            user: USER,
+            libraries: false,
+            stdout: Stdio::null(),
+            stderr: Stdio::piped(),
+        }
+    }
+
+    /// Adds an argument for `/pause`.
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Runs `helper` as PID 1, without arguments, before PID 1 becomes `/pause`.
+    pub fn prepare(mut self, helper: &Helper) -> Self {
+        self.preparation = helper.name;
+        self
+    }
+
+    /// Runs `/pause` as this user and group, as with `runAsUser`. Only root can do that.
+    pub fn user(mut self, user: u32) -> Self {
+        self.user = user;
+        self
+    }
+
+    /// Shows the machine's shared libraries in the sandbox, for a program that needs them.
+    pub fn with_libraries(mut self, wanted: bool) -> Self {
+        self.libraries = wanted;
+        self
+    }
+
+    /// Runs the program with `emulator`, a static program.
+    pub fn emulated_by(mut self, emulator: &Path) -> Self {
+        self.emulator = emulator.into();
+        self
+    }
+
+    /// Sets stdout, which is /dev/null by default.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.stdout = stdout.into();
+        self
+    }
+
+    /// Sets stderr, which [`Sandbox::wait`] returns by default.
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.stderr = stderr.into();
+        self
+    }
+
+    /// Starts the sandbox. Its PID 1 is `/pause` when this returns, or about to become it.
+    pub fn start(self) -> Result<Sandbox> {
+        let (near, far) = UnixStream::pair()?;
+        near.set_read_timeout(Some(TIMEOUT))?;
+        let launcher = LAUNCHER
+            .command()
+            .arg(if self.libraries { "libraries" } else { "scratch" })
+            .arg(self.preparation)
+            .arg(self.user.to_string())
+            .args([&self.emulator, self.program.as_os_str()])
+            .args(&self.arguments)
+            .stdin(OwnedFd::from(far))
+            .stdout(self.stdout)
+            .stderr(self.stderr)
+            // Ctrl-C on a terminal is for whoever started the sandbox, and not for what is inside.
+            .process_group(0)
+            .spawn()
+            .context("cannot start the sandbox's launcher")?;
+        let mut launcher = Launcher(launcher);
+        let stderr = launcher.0.stderr.take();
+        let mut reports = BufReader::new(near);
+        let pid = rustix::process::Pid::from_raw(report(&mut reports)?).context("no PID")?;
+        // The launcher reaps PID 1 only after the answer. Until then no other process has its number.
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("cannot open a pidfd")?;
+        reports.get_ref().write_all(b"\n")?;
+        let pid = Pid::from_raw(pid.as_raw_pid());
+        Ok(Sandbox { pid, pidfd, reports, stderr, launcher })
+    }
+}
+
+/// The parent of a sandbox's PID 1. Dropping it kills both: PID 1 asked the kernel for that.
+struct Launcher(Child);
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running sandbox. Dropping it kills PID 1, and with it every process inside.
+pub struct Sandbox {
+    /// PID of its PID 1 in this PID namespace.
+    pub pid: Pid,
+    pidfd: OwnedFd,
+    reports: BufReader<UnixStream>,
+    stderr: Option<ChildStderr>,
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    launcher: Launcher,
+}
+
+impl Sandbox {
+    /// Waits until `/pause` sleeps.
+    pub fn wait_until_asleep(&self) -> Result<()> {
+        wait_until("/pause sleeps", || is_asleep(self.pid))
+    }
+
+    /// Sends a signal to PID 1, from outside.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.signal_by_number(signal as i32)
+    }
+
+    /// The same for every signal; nix has no names for realtime signals.
+    pub fn signal_by_number(&self, signal: i32) -> Result<()> {
+        // SAFETY: numbers, a descriptor that is open, and no pointer but null.
+        let result = unsafe {
+            let info = ptr::null::<libc::siginfo_t>();
+            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal, info, 0)
+        };
+        Errno::result(result).with_context(|| format!("cannot send signal {signal} to PID 1"))?;
+        Ok(())
+    }
+
+    /// Waits until PID 1 has ended, and returns its exit status and its stderr.
+    pub fn wait(mut self) -> Result<(ExitStatus, String)> {
+        let status = ExitStatus::from_raw(report(&mut self.reports)?);
+        let mut text = Vec::new();
+        if let Some(mut stderr) = self.stderr.take() {
+            stderr.read_to_end(&mut text)?;
+        }
+        Ok((status, String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// A command that runs `helper` inside, as a container of the pod: in all namespaces of the
+    /// sandbox, with every capability over them. Add its arguments; its stdin is /dev/null.
+    pub fn command(&self, helper: &Helper) -> Command {
+        let mut command = JOINER.command();
+        let pidfd = self.pidfd.try_clone().expect("there are descriptors left");
+        command.arg(pidfd.as_raw_fd().to_string()).arg(helper.name);
+        let keep = move || Ok(fcntl(&pidfd, FcntlArg::F_SETFD(FdFlag::empty())).map(drop)?);
+        // SAFETY: after fork(2) it only makes a system call. The descriptor lives with the command.
+        unsafe { command.pre_exec(keep) };
+        command
+    }
+
+    /// Runs `helper` inside to its end and returns its stdout. Fails with its stderr.
+    pub fn run(&self, helper: &Helper, arguments: &[&str]) -> Result<String> {
+        let Output { status, stdout, stderr } = self.command(helper).args(arguments).output()?;
+        let stderr = String::from_utf8_lossy(&stderr);
+        ensure!(status.success(), "{} inside: {status}: {stderr}", helper.name);
+        Ok(String::from_utf8_lossy(&stdout).into_owned())
+    }
+
+    /// The inode number of one of PID 1's namespaces, by its link in /proc/PID/ns.
+    pub fn namespace(&self, name: &str) -> Result<String> {
+        let link = fs::read_link(format!("/proc/{}/ns/{name}", self.pid))?;
+        Ok(link.to_string_lossy().into_owned())
+    }
+}
+
+/// The next number from the launcher, or its error message.
+fn report(reports: &mut BufReader<UnixStream>) -> Result<i32> {
+    let mut line = String::new();
+    reports.read_line(&mut line).context("the sandbox did not start in time")?;
+    let line = line.trim_end();
+    line.parse().map_err(|_| match line {
+        "" => anyhow!("the sandbox's launcher died"),
+        message => anyhow!("{message}"),
+    })
+}
+
+/// Checks that sandboxes can be made here; otherwise the error says what to do.
+pub fn is_available() -> Result<()> {
+    let sandbox = Setup::new(Path::new("/proc/self/exe")).with_libraries(true).argument("--help");
+    sandbox.stderr(Stdio::null()).start().map(drop)
+}
+
+/// Makes the namespaces, starts PID 1 in them, and reports its PID and exit status.
+fn launcher(arguments: &[OsString]) -> Result<()> {
+    let [root, preparation, user, emulator, program, arguments @ ..] = arguments else {
+        bail!("takes the kind of root, preparation, user, emulator, program and its arguments");
+    };
+    let mut reports = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    dup2_stdin(File::open("/dev/null")?)?;
+    let user = user.to_string_lossy().parse()?;
+    let prepared = (preparation.as_os_str(), user);
+    match launch(root == "libraries", prepared, emulator.as_ref(), program.as_ref(), arguments) {
+        Ok(pid) => {
+            writeln!(reports, "{pid}")?;
+            reports.read_exact(&mut [0])?;
+            let status = match waitpid(pid, None)? {
+                WaitStatus::Exited(_, code) => code << 8,
+                WaitStatus::Signaled(_, signal, _) => signal as i32,
+                status => bail!("unexpected {status:?}"),
+            };
+            writeln!(reports, "{status}")?;
+        }
+        Err(error) => writeln!(reports, "{error:#}")?,
+    }
+    Ok(())
+}
+
+/// Starts PID 1 and waits until it has become `/pause`.
+fn launch(
+    libraries: bool,
+    prepared: (&OsStr, u32),
+    emulator: &Path,
+    program: &Path,
+    arguments: &[OsString],
+) -> Result<Pid> {
+    enter_namespaces()?;
+    set_pdeathsig(Signal::SIGKILL)?;
+    // The writing end closes by itself when the new program starts: then there was no error.
+    let (mut error_reader, error_writer) = io::pipe()?;
+    let pid = spawn(|| {
+        let Err(error) = enter_root(program, emulator, libraries)
+            .and_then(|emulated| become_pause(prepared, emulated, arguments));
+        write!(&error_writer, "{error:#}")?;
+        Ok(())
+    })?;
+    drop(error_writer);
+    // PID 1 alone holds its stdout and stderr: they are closed when it closes them.
+    dup2_stdout(io::stdin())?;
+    dup2_stderr(io::stdin())?;
+    let mut text = String::new();
+    error_reader.read_to_string(&mut text)?;
+    ensure!(text.is_empty(), "cannot start a sandbox: {text}");
+    Ok(pid)
+}
+
+/// The namespaces of a sandbox. Root needs no user namespace.
+fn namespaces() -> CloneFlags {
+    let user = if geteuid().is_root() { CloneFlags::empty() } else { CloneFlags::CLONE_NEWUSER };
+    user | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWNET
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS
+}
+
+/// Moves this process to new namespaces, its children to a new PID namespace.
+fn enter_namespaces() -> Result<()> {
+    let (uid, gid) = (geteuid(), getegid());
+    unshare(namespaces()).context(
+        "the kernel does not let this user make namespaces; become root, or allow it: \
+         sysctl user.max_user_namespaces=15000 kernel.unprivileged_userns_clone=1 \
+         kernel.apparmor_restrict_unprivileged_userns=0 (those that this kernel has)",
+    )?;
+    if !uid.is_root() {
+        fs::write("/proc/self/setgroups", "deny")?;
+        fs::write("/proc/self/uid_map", format!("{USER} {uid} 1"))?;
+        fs::write("/proc/self/gid_map", format!("{USER} {gid} 1"))?;
+    }
+    Ok(())
+}
+
+/// Becomes the user of the sandbox, runs the preparation, and becomes `/pause`.
+fn become_pause(
+    (preparation, user): (&OsStr, u32),
+    emulated: bool,
+    arguments: &[OsString],
+) -> Result<Infallible> {
+    become_user(user)?;
+    // The sandbox ends with its launcher. (A change of user would undo this.)
+    set_pdeathsig(Signal::SIGKILL)?;
+    if !preparation.is_empty() {
+        ensure!(helper::run(preparation, &[]) == 0, "the preparation failed");
+    }
+    let mut words = vec![CString::from(c"/pause")];
+    if emulated {
+        words.insert(0, EMULATOR.into());
+    }
+    for argument in arguments {
+        words.push(CString::new(argument.as_bytes())?);
+    }
+    execv(&words[0].clone(), &words).context("cannot start /pause")
+}
+
+/// Becomes a user. (In a sandbox of an ordinary user, there is only that of the image.)
+pub fn become_user(user: u32) -> Result<()> {
+    if geteuid().is_root() {
+        setgroups(&[])?;
+        setgid(Gid::from_raw(user))?;
+        setuid(Uid::from_raw(user))?;
+    }
+    Ok(())
+}
+
+/// The PID namespace that a helper inside was started from.
+static STARTED_FROM: OnceLock<u64> = OnceLock::new();
+
+/// Fails unless this process runs inside a sandbox, in another PID namespace than the one that it was
+/// started from. Every helper calls this before it signals processes that it did not start.
+pub fn ensure_inside() -> Result<()> {
+    let started_from = STARTED_FROM.get().context("runs only inside a sandbox")?;
+    ensure!(pid_namespace()? != *started_from, "this is not the PID namespace of a sandbox");
+    Ok(())
+}
+
+fn pid_namespace() -> Result<u64> {
+    Ok(fs::metadata("/proc/self/ns/pid").context("cannot see the PID namespace")?.ino())
+}
+
+/// Joins the namespaces of the process that a pidfd stands for, and runs a helper there.
+fn joiner(arguments: &[OsString]) -> Result<()> {
+    let [pidfd, helper, arguments @ ..] = arguments else {
+        bail!("takes a pidfd, a helper and its arguments");
+    };
+    let pidfd = pidfd.to_str().and_then(|it| it.parse().ok()).context("not a descriptor")?;
+    STARTED_FROM.set(pid_namespace()?).expect("this runs once");
+    // SAFETY: the command passed it on for this purpose, and nothing else here knows of it.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    setns(pidfd, namespaces()).context("cannot join the sandbox; its PID 1 may have ended")?;
+    // Only a child is in the PID namespace that was joined.
+    let child = spawn(|| {
+        ensure_inside()?;
+        exit(helper::run(helper, arguments))
+    })?;
+    match waitpid(child, None)? {
+        WaitStatus::Exited(_, code) => exit(code),
+        status => bail!("{} ended: {status:?}", helper.display()),
+    }
+}

@@ -1,0 +1,139 @@
+//! The targets that the freestanding flavor is for, and what each is called by whom.
+
+use crate::build::{self, Flavor};
+use anyhow::{Context, Result};
+use std::env;
+use std::path::PathBuf;
+
+/// A target that the freestanding flavor is for.
+#[derive(Debug)]
+pub struct Target {
+    /// Name in rustc.
+    pub triple: &'static str,
+    /// `target_arch` in Rust.
+    pub arch: &'static str,
+    /// Platform in image indexes. None for a second way to compile for the same one.
+    pub platform: Option<&'static str>,
+    /// Architecture in the names of qemu's programs.
+    pub qemu: &'static str,
+    /// The system call that pause sleeps in.
+    pub sleeps_in: &'static str,
+    /// Debian package with `qemu-system-*` for it.
+    pub qemu_package: &'static str,
+    /// Debian's kernels that it is booted on.
+    pub kernels: &'static [Kernel],
+}
+
+/// A kernel of Debian's.
+#[derive(Debug)]
+pub struct Kernel {
+    /// Name in Debian: its package is `linux-image-` and this.
+    pub name: &'static str,
+    /// Size of its pages in KiB.
+    pub page: u32,
+}
+
+const CLOUD_ARM64: Kernel = Kernel { name: "cloud-arm64", page: 4 };
+const ARM64_16K: Kernel = Kernel { name: "arm64-16k", page: 16 };
+const ARMMP: Kernel = Kernel { name: "armmp", page: 4 };
+const POWERPC64LE: Kernel = Kernel { name: "powerpc64le", page: 64 };
+const S390X: Kernel = Kernel { name: "s390x", page: 4 };
+
+/// Every target.
+pub const TARGETS: &[Target] = &[
+    Target {
+        triple: "x86_64-unknown-linux-gnu",
+        arch: "x86_64",
+        platform: Some("linux/amd64"),
+        qemu: "x86_64",
+        sleeps_in: "pause",
+        qemu_package: "qemu-system-x86",
+        kernels: &[],
+    },
+    Target {
+        triple: "aarch64-unknown-linux-gnu",
+        arch: "aarch64",
+        platform: Some("linux/arm64/v8"),
+        qemu: "aarch64",
+        sleeps_in: "ppoll",
+        qemu_package: "qemu-system-arm",
+        kernels: &[CLOUD_ARM64, ARM64_16K],
+    },
+    Target {
+        triple: "armv7-unknown-linux-gnueabihf",
+        arch: "arm",
+        platform: Some("linux/arm/v7"),
+        qemu: "arm",
+        sleeps_in: "pause",
+        qemu_package: "qemu-system-arm",
+        kernels: &[ARMMP],
+    },
+    Target {
+        triple: "loongarch64-unknown-linux-gnu",
+        arch: "loongarch64",
+        platform: Some("linux/loong64"),
+        qemu: "loongarch64",
+        sleeps_in: "ppoll",
+        qemu_package: "qemu-system-misc",
+        kernels: &[],
+    },
+    Target {
+        triple: "powerpc64le-unknown-linux-gnu",
+        arch: "powerpc64",
+        platform: Some("linux/ppc64le"),
+        qemu: "ppc64le",
+        sleeps_in: "pause",
+        qemu_package: "qemu-system-ppc",
+        kernels: &[POWERPC64LE],
+    },
+    Target {
+        triple: "riscv64gc-unknown-linux-gnu",
+        arch: "riscv64",
+        platform: Some("linux/riscv64"),
+        qemu: "riscv64",
+        sleeps_in: "ppoll",
+        qemu_package: "qemu-system-misc",
+        kernels: &[],
+    },
+    Target {
+        triple: "s390x-unknown-linux-gnu",
+        arch: "s390x",
+        platform: Some("linux/s390x"),
+        qemu: "s390x",
+        sleeps_in: "pause",
+        qemu_package: "qemu-system-misc",
+        kernels: &[S390X],
+    },
+];
+
+impl Target {
+    /// Whether this machine runs its programs itself.
+    pub fn is_native(&self) -> bool {
+        self.platform.is_some() && self.arch == env::consts::ARCH
+    }
+
+    /// Builds the freestanding release binary for this target and returns its path.
+    pub fn build(&self) -> Result<PathBuf> {
+        if self.is_native() {
+            build::build(Flavor::Freestanding)
+        } else {
+            build::build_for(self.triple)
+        }
+    }
+
+    /// Path of the program that emulates system calls and instructions of this target.
+    pub fn user_emulator(&self) -> Result<PathBuf> {
+        find(&format!("qemu-{}-static", self.qemu), "qemu-user-static")
+    }
+
+    /// Path of the program that emulates a whole machine of this target.
+    pub fn system_emulator(&self) -> Result<PathBuf> {
+        find(&format!("qemu-system-{}", self.qemu), self.qemu_package)
+    }
+}
+
+/// Finds a program of one of Debian's packages.
+fn find(program: &str, package: &str) -> Result<PathBuf> {
+    which::which(program)
+        .with_context(|| format!("there is no {program}; on Debian: apt install {package}"))
+}

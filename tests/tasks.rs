@@ -1,0 +1,115 @@
+//! Development tasks, and the one version of everything in the repository.
+
+use anyhow::{Context, Result, ensure};
+use harness::build::{build_xtask, project};
+use harness::helper;
+use harness::markdown::replace_section;
+use harness::proc::children;
+use harness::sandbox;
+use harness::trial::{Trials, obstacle};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getpgid};
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+
+fn main() -> ExitCode {
+    helper::dispatch();
+    let mut trials = Trials::new();
+    let no_sandbox = obstacle(sandbox::is_available());
+    trials.add("ctrl_c_ends_a_held_demo_with_0", no_sandbox, ctrl_c_ends_a_held_demo_with_0);
+    trials.add(
+        "every_copy_of_the_version_is_the_same",
+        None,
+        every_copy_of_the_version_is_the_same,
+    );
+    trials.add("other_versions_are_found", None, other_versions_are_found);
+    trials.add("generated_sections_are_replaced", None, generated_sections_are_replaced);
+    trials.run()
+}
+
+/// A terminal sends Ctrl-C to the whole process group, so the containers have to be in others.
+fn ctrl_c_ends_a_held_demo_with_0() -> Result<()> {
+    let mut demo = Command::new(build_xtask()?);
+    demo.args(["demo", "--hold", "--orphans=100"]).process_group(0).stdout(Stdio::piped());
+    let mut demo = demo.spawn()?;
+    let mut lines = BufReader::new(demo.stdout.take().context("stdout is piped")?).lines();
+    let is_held = lines.any(|line| line.is_ok_and(|line| line.contains("Ctrl-C ends the pod")));
+    let pid = Pid::from_raw(demo.id() as i32);
+    let is_reached = children(pid).into_iter().any(|child| getpgid(Some(child)) == Ok(pid));
+    killpg(pid, Signal::SIGINT)?;
+    let rest: Vec<_> = lines.map_while(Result::ok).collect();
+    let status = demo.wait()?;
+    ensure!(is_held && status.success(), "{status} after {rest:?}");
+    ensure!(!is_reached, "Ctrl-C ends a container, too");
+    ensure!(rest.iter().any(|line| line.contains("exit code 0")), "{rest:?}");
+    Ok(())
+}
+
+/// Words that a version of the product follows.
+const MARKS: [&str; 4] = ["pause:", "pause ", "image.version=\"", "**Status:** version "];
+
+/// Versions in `text` that are not the product's.
+fn other_versions(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for mark in MARKS {
+        for (at, _) in text.match_indices(mark) {
+            let rest = &text[at + mark.len()..];
+            let end = rest.find(|it: char| !it.is_ascii_digit() && it != '.').unwrap_or(rest.len());
+            let version = rest[..end].trim_end_matches('.');
+            let is_version = version.split('.').count() == 3;
+            // Upstream's image has versions of its own.
+            let is_ours = !text[..at].ends_with("k8s.io/");
+            if is_version && is_ours && version != env!("CARGO_PKG_VERSION") {
+                found.push(format!("{mark}{version}"));
+            }
+        }
+    }
+    found
+}
+
+fn every_copy_of_the_version_is_the_same() -> Result<()> {
+    // What a copy of the sources has without git, too: all files but those that are made.
+    let mut folders = vec![project().to_owned()];
+    let mut copies = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder)? {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if path.is_dir() && name != "target" && name != ".git" {
+                folders.push(path);
+            } else if let Ok(text) = fs::read_to_string(&path) {
+                let is_history = name == "CHANGELOG.md";
+                let others = if is_history { Vec::new() } else { other_versions(&text) };
+                ensure!(others.is_empty(), "{} has {others:?}", path.display());
+                copies += text.matches(concat!("pause:", env!("CARGO_PKG_VERSION"))).count();
+            }
+        }
+    }
+    ensure!(copies > 5, "only {copies} files name the image");
+    let changes = fs::read_to_string(project().join("CHANGELOG.md"))?;
+    let heading = concat!("\n## ", env!("CARGO_PKG_VERSION"), " ");
+    ensure!(changes.contains(heading), "CHANGELOG.md has no heading for this version");
+    let manifest = fs::read_to_string(project().join("Cargo.toml"))?;
+    let line = concat!("\nversion = \"", env!("CARGO_PKG_VERSION"), "\"\n");
+    ensure!(manifest.matches(line).count() == 1, "the version is in Cargo.toml more than once");
+    Ok(())
+}
+
+fn other_versions_are_found() -> Result<()> {
+    let text = "localhost/pause:V.1 pause:V.2. registry.k8s.io/pause:V.3 image.version=\"V.4\"";
+    let found = other_versions(&text.replace('V', "0.99"));
+    ensure!(found.len() == 3 && found.iter().all(|it| !it.ends_with('3')), "{found:?}");
+    Ok(())
+}
+
+fn generated_sections_are_replaced() -> Result<()> {
+    let document = "a\n<!-- command -->\n\nold\n\n<!-- end -->\nb\n<!-- end -->\n";
+    let new = replace_section(document, "command", "new\n")?;
+    ensure!(new == "a\n<!-- command -->\n\nnew\n\n<!-- end -->\nb\n<!-- end -->\n", "{new}");
+    ensure!(replace_section(&new, "command", "new")? == new);
+    ensure!(replace_section("<!-- end -->", "command", "").is_err());
+    ensure!(replace_section("<!-- command -->\n", "command", "").is_err());
+    Ok(())
+}

@@ -1,0 +1,110 @@
+//! `cargo xtask release --dry-run`: runs the steps of the release workflow as far as that is possible
+//! without its network: all but those that sign and publish.
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::build::project;
+use serde_json::Value;
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+/// The command line of `cargo xtask release`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Try the release of the commit that is checked out; nothing is published. (The workflow
+    /// releases, when a tag is pushed)
+    #[arg(long, required = true)]
+    dry_run: bool,
+}
+
+/// The jobs of the workflow, in their order.
+const JOBS: [&str; 3] = ["build", "verify", "publish"];
+
+/// Steps that need the network or rights that only the workflow has.
+const NOT_TRIED: [&str; 2] = ["Get core for the other platforms", "Release"];
+
+/// Runs every step that can be run here.
+pub fn run(_: &Args) -> Result<()> {
+    let folder = project().join("target/release-dry-run");
+    for job in JOBS {
+        // What an earlier run left; the programs are kept.
+        let _ = fs::remove_dir_all(folder.join(job));
+        fs::create_dir_all(folder.join(job))?;
+    }
+    let workflow = fs::read_to_string(project().join(".github/workflows/release.yml"))?;
+    let workflow: Value = serde_saphyr::from_str(&workflow).context("release.yml")?;
+    for job in JOBS {
+        let steps = workflow["jobs"][job]["steps"].as_array();
+        for step in steps.with_context(|| format!("release.yml has no job {job}"))? {
+            let action = step["uses"].as_str().and_then(|it| it.split('@').next());
+            let name = step["name"].as_str().or(action).context("a step has no name")?;
+            println!("\n== {job}: {name}");
+            try_step(step, name, action, &folder.join(job))
+                .with_context(|| format!("{job}: {name}"))?;
+        }
+    }
+    println!("\nOnly what is marked \"not tried\" is left to the workflow.");
+    Ok(())
+}
+
+/// Runs one step in the workspace of its job.
+fn try_step(step: &Value, name: &str, action: Option<&str>, workspace: &Path) -> Result<()> {
+    let mut command = match (action, step["run"].as_str()) {
+        (Some("actions/checkout"), _) => {
+            let mut clone = Command::new("git");
+            clone.args(["clone", "--quiet"]).arg(project());
+            clone.arg(workspace.join(step["with"]["path"].as_str().unwrap_or(".")));
+            clone
+        }
+        (Some("actions/download-artifact"), _) => {
+            let mut copy = Command::new("cp");
+            copy.arg("-R").arg(workspace.with_file_name("build").join("dist")).arg(workspace);
+            copy
+        }
+        (Some("actions/upload-artifact"), _) => return Ok(()),
+        (None, Some(script)) if !NOT_TRIED.contains(&name) => {
+            let file = workspace.join("step.sh");
+            fs::write(&file, script)?;
+            if workspace.ends_with("publish") {
+                publish(&file, workspace)?
+            } else {
+                let mut bash = Command::new("bash");
+                bash.args(["-e", "-o", "pipefail"]).arg(file).env("REGISTRY", "ghcr.io");
+                bash
+            }
+        }
+        (Some("actions/attest"), _) | (None, Some(_)) => {
+            println!("not tried");
+            return Ok(());
+        }
+        _ => bail!("cannot tell what this step does"),
+    };
+    command
+        .current_dir(workspace.join(step["working-directory"].as_str().unwrap_or(".")))
+        // Kept, so that only the first run compiles everything.
+        .env("CARGO_TARGET_DIR", workspace.with_extension("target"))
+        .env("GITHUB_REF_NAME", concat!("v", env!("CARGO_PKG_VERSION")))
+        .env("GITHUB_REPOSITORY", "Example/pause");
+    let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(status.success(), "{status}");
+    Ok(())
+}
+
+/// The command that runs a script with a registry on the loopback in place of the network, and then
+/// pulls from there what the script pushed. Whatever ends this program ends it and its daemons.
+fn publish(script: &Path, workspace: &Path) -> Result<Command> {
+    // Nothing else listens there: this just did. The registry takes its place.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--mount-proc"]);
+    command.args(["--fork", "--kill-child"]);
+    if !nix::unistd::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    command.arg("bash").arg(project().join("xtask/src/release.sh")).arg(script).arg(&port);
+    command.env("REGISTRY", format!("127.0.0.1:{port}"));
+    command.env("HOME", workspace.join("home")).env("GITHUB_OUTPUT", workspace.join("output"));
+    command.env("GITHUB_ACTOR", "nobody").env("TOKEN", "none");
+    Ok(command)
+}
