@@ -8,7 +8,7 @@ use harness::proc::{activity, children, resident, state, wait_until};
 use harness::sandbox::{Sandbox, Setup};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use nix::libc;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use std::ffi::OsString;
 use std::fs;
@@ -17,7 +17,6 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
-use std::sync::mpsc;
 use std::time::Instant;
 
 /// The command line of `cargo xtask demo`.
@@ -123,12 +122,13 @@ fn reap(pod: &Sandbox, number: usize) -> Result<()> {
 
 /// Prints how to look inside, and waits for Ctrl-C.
 fn hold(pod: &Sandbox) -> Result<()> {
-    let (sender, receiver) = mpsc::channel();
-    ctrlc::set_handler(move || sender.send(()).unwrap_or(())).context("cannot wait for Ctrl-C")?;
+    // Blocked, they wait; there is no other thread to take them.
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    signals.thread_block()?;
     let user = if geteuid().is_root() { "" } else { " --user --preserve-credentials" };
     println!("look inside  nsenter --target {}{user} --net --ipc --uts --pid sh", pod.pid);
     println!("             Ctrl-C ends the pod");
-    receiver.recv()?;
+    signals.wait()?;
     // The terminal shows ^C in this line.
     println!();
     Ok(())

@@ -2,7 +2,6 @@
 
 use anyhow::{Context, Result, ensure};
 use base16ct::HexDisplay;
-use cargo_metadata::{MetadataCommand, Package};
 use clap::builder::NonEmptyStringValueParser;
 use flate2::{Compression, GzBuilder};
 use harness::build;
@@ -17,6 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
+use toml_edit::{DocumentMut, Item};
 
 /// User and group that the image runs as, the same as in Kubernetes' own pause image.
 const USER: &str = "65535:65535";
@@ -24,8 +24,8 @@ const USER: &str = "65535:65535";
 /// The latest time that the header of a ustar archive can hold, in seconds since 1970.
 const LAST_TIME: u64 = 0o777_7777_7777;
 
-/// Media type of an index, which lists an image for several platforms.
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+/// An index lists an image for several platforms.
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -73,7 +73,9 @@ pub struct Image {
     /// the image.
     pub digest: String,
     /// The commit that it is made from, if it is known.
-    pub revision: Option<String>,
+    revision: Option<String>,
+    /// Lists the platforms, if there are several.
+    index: Option<Blob>,
     /// The image for each platform; there is at least one.
     pub variants: Vec<Variant>,
     /// All of it in one file.
@@ -137,12 +139,26 @@ pub fn make(args: &Args) -> Result<(Image, PathBuf)> {
 impl Image {
     /// Builds the release binaries and puts them into an image.
     pub fn build(recipe: &Recipe) -> Result<Self> {
-        let metadata = MetadataCommand::new().current_dir(build::project()).no_deps().exec()?;
-        let product = metadata.root_package().context("the project has no product")?;
-        let tag = recipe.tag.clone().unwrap_or(format!("localhost/pause:{}", product.version));
+        let product = fs::read_to_string(build::project().join("Cargo.toml"))?;
+        let product: DocumentMut = product.parse().context("cannot read Cargo.toml")?;
+        let version = product["workspace"]["package"]["version"].as_str().context("no version")?;
+        let tag = recipe.tag.clone().unwrap_or(format!("localhost/pause:{version}"));
         let reference = reference(&tag)?;
         let revision = recipe.revision();
-        let annotations = annotations(product, revision.as_deref());
+        let mut annotations = Map::new();
+        for (key, value) in [
+            ("title", product["package"]["name"].as_str()),
+            ("description", product["package"]["description"].as_str()),
+            ("version", Some(version)),
+            ("revision", revision.as_deref()),
+            ("source", product["package"].get("repository").and_then(Item::as_str)),
+            ("licenses", product["package"]["license"].as_str()),
+        ] {
+            if let Some(value) = value {
+                annotations.insert(format!("org.opencontainers.image.{key}"), value.into());
+            }
+        }
+        let annotations = Value::Object(annotations);
         let variants = recipe
             .selection
             .targets()?
@@ -157,10 +173,10 @@ impl Image {
         });
         // Several platforms get an index of their own, because containerd takes two manifests of the
         // same name for one image.
-        let (mut image, inner) = match &*manifests.collect::<Vec<_>>() {
+        let (mut image, index) = match &*manifests.collect::<Vec<_>>() {
             [manifest] => (manifest.clone(), None),
             manifests => {
-                let index = Blob::json(INDEX, index(manifests));
+                let index = Blob::json(INDEX, list(manifests));
                 (index.descriptor.clone(), Some(index))
             }
         };
@@ -182,16 +198,30 @@ impl Image {
         let mut archive = tar::Builder::new(Vec::new());
         for (path, value) in [
             ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })),
-            ("index.json", index(&[image])),
+            ("index.json", list(&[image])),
             ("manifest.json", docker),
         ] {
             append(&mut archive, path, &text(value), 0o644, recipe.timestamp)?;
         }
         let blobs = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.compressed_layer]);
-        for blob in inner.iter().chain(blobs) {
+        for blob in index.iter().chain(blobs) {
             append(&mut archive, &blob.path(), &blob.bytes, 0o644, recipe.timestamp)?;
         }
-        Ok(Self { reference, digest, revision, variants, archive: archive.into_inner()? })
+        Ok(Self { reference, digest, revision, index, variants, archive: archive.into_inner()? })
+    }
+
+    /// Everything that has a digest, and what it is.
+    pub fn blobs(&self) -> Vec<(String, &Vec<u8>)> {
+        let index = self.index.iter().map(|index| ("index".to_owned(), &index.bytes));
+        let parts = self.variants.iter().flat_map(|variant| {
+            let blobs = [
+                ("manifest", &variant.manifest),
+                ("config", &variant.config),
+                ("layer", &variant.compressed_layer),
+            ];
+            blobs.map(|(part, blob)| (format!("{part} for {}", variant.platform), &blob.bytes))
+        });
+        index.chain(parts).collect()
     }
 }
 
@@ -303,23 +333,7 @@ impl Blob {
     }
 }
 
-/// What the image tells about itself.
-fn annotations(product: &Package, revision: Option<&str>) -> Value {
-    let version = product.version.to_string();
-    let annotations = [
-        ("title", Some(&**product.name)),
-        ("description", product.description.as_deref()),
-        ("version", Some(&*version)),
-        ("revision", revision),
-        ("source", product.repository.as_deref()),
-        ("licenses", product.license.as_deref()),
-    ]
-    .into_iter()
-    .filter_map(|(key, value)| Some((format!("org.opencontainers.image.{key}"), value?.into())));
-    Value::Object(annotations.collect::<Map<_, _>>())
-}
-
-fn index(manifests: &[Value]) -> Value {
+fn list(manifests: &[Value]) -> Value {
     json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })
 }
 

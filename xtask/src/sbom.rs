@@ -1,22 +1,22 @@
 //! `cargo xtask sbom`: a bill of materials of what ships, in CycloneDX 1.5.
 
 use crate::image::{Selection, sha256, write};
-use anyhow::{Context, Result};
-use cargo_metadata::{DependencyKind, MetadataCommand, Package};
+use anyhow::{Context, Result, bail, ensure};
 use harness::build;
 use serde_json::{Value, json};
-use std::fs;
 use std::path::PathBuf;
-use toml_edit::DocumentMut;
+use std::process::{Command, Stdio};
+use std::{env, fs};
+use toml_edit::{DocumentMut, Table};
 
 /// The command line of `cargo xtask sbom`.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    pub selection: Selection,
+    selection: Selection,
     /// File to write [default: target/image/pause.cdx.json]
     #[arg(long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
+    output: Option<PathBuf>,
 }
 
 /// Builds the binaries and writes their bill of materials.
@@ -31,84 +31,77 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The same sources give the same bill, so it has neither a time nor a serial number.
 fn bill_of_materials(selection: &Selection) -> Result<Value> {
-    let metadata = MetadataCommand::new().current_dir(build::project()).exec()?;
-    let product = metadata.root_package().context("the project has no product")?;
+    let lock = fs::read_to_string(build::project().join("Cargo.lock"))?;
+    let lock: DocumentMut = lock.parse().context("cannot read Cargo.lock")?;
+    let mut components = Vec::new();
+    let mut depends_on = Vec::new();
+    // Cargo marks a package that it has listed before.
+    for line in tree()?.lines().filter(|line| !line.ends_with(" (*)")) {
+        let [depth, package, license] = *line.split('|').collect::<Vec<_>>() else {
+            bail!("cargo tree printed {line:?}");
+        };
+        let mut words = package.split_whitespace();
+        let (name, version) = words.next().zip(words.next()).context("a package has no name")?;
+        let version = version.trim_start_matches('v');
+        let reference = format!("{name}@{version}");
+        let mut component = json!({
+            "type": if depth == "0" { "application" } else { "library" },
+            "bom-ref": reference,
+            "name": name,
+            "version": version,
+            "licenses": [{ "expression": license }],
+        });
+        if depth != "0" {
+            component["hashes"] = hashes(&checksum(&lock, name, version)?);
+            component["purl"] = json!(format!("pkg:cargo/{reference}"));
+        }
+        if depth == "1" {
+            depends_on.push(reference);
+        }
+        components.push(component);
+    }
+    let mut application = components.remove(0);
     let mut binaries = Vec::new();
     for target in selection.targets()? {
         let name = format!("pause for {}", target.platform.context("a target has no platform")?);
+        let digest = sha256(&fs::read(target.build()?)?);
         binaries.push(json!({
             "type": "file",
             "bom-ref": name,
             "name": name,
-            "version": product.version,
-            "hashes": hashes(sha256(&fs::read(target.build()?)?).trim_start_matches("sha256:")),
+            "version": application["version"],
+            "hashes": hashes(digest.trim_start_matches("sha256:")),
         }));
     }
-    let mut application = component("application", product);
     application["components"] = json!(binaries);
-
-    // Everything that the product needs when it is built without features.
-    let resolve = metadata.resolve.as_ref().context("cargo resolved nothing")?;
-    let lock = fs::read_to_string(build::project().join("Cargo.lock"))?;
-    let lock: DocumentMut = lock.parse().context("cannot read Cargo.lock")?;
-    let mut packages = vec![product];
-    let mut libraries = Vec::new();
-    let mut dependencies = Vec::new();
-    let mut next = 0;
-    while let Some(&package) = packages.get(next) {
-        next += 1;
-        let node = resolve.nodes.iter().find(|node| node.id == package.id);
-        let mut names = Vec::new();
-        for dependency in &node.with_context(|| format!("no node {}", package.id))?.deps {
-            if dependency.dep_kinds.iter().any(|it| it.kind == DependencyKind::Normal) {
-                let dependency = &metadata[&dependency.pkg];
-                names.push(reference(dependency));
-                if !packages.iter().any(|known| known.id == dependency.id) {
-                    packages.push(dependency);
-                    libraries.push(library(dependency, &lock)?);
-                }
-            }
-        }
-        dependencies.push(json!({ "ref": reference(package), "dependsOn": names }));
-    }
     Ok(json!({
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
+        "dependencies": [{ "ref": application["bom-ref"], "dependsOn": depends_on }],
         "metadata": { "component": application },
-        "components": libraries,
-        "dependencies": dependencies,
+        "components": components,
     }))
 }
 
-/// A package that was compiled into the binaries, with the checksum of its source.
-fn library(package: &Package, lock: &DocumentMut) -> Result<Value> {
-    let version = package.version.to_string();
+/// The product, and then everything that it needs when it is built without features: a line each, with
+/// depth, name and version, and license.
+fn tree() -> Result<String> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(build::project()).args(["tree", "--package=pause", "--edges=normal"]);
+    cargo.args(["--prefix=depth", "--format=|{p}|{l}"]).stderr(Stdio::inherit());
+    let output = cargo.output().context("cannot run cargo tree")?;
+    ensure!(output.status.success(), "cargo tree: {}", output.status);
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The checksum of a library's source.
+fn checksum(lock: &DocumentMut, name: &str, version: &str) -> Result<String> {
     let locked = lock["package"].as_array_of_tables().context("Cargo.lock has no packages")?;
-    let locked = locked.iter().find(|it| {
-        it["name"].as_str() == Some(&package.name) && it["version"].as_str() == Some(&version)
-    });
-    let checksum = locked.and_then(|it| it.get("checksum")?.as_str());
-    let checksum = checksum.with_context(|| format!("{} has no checksum", package.name))?;
-    let mut library = component("library", package);
-    library["hashes"] = hashes(checksum);
-    library["purl"] = json!(format!("pkg:cargo/{}", reference(package)));
-    Ok(library)
-}
-
-fn component(kind: &str, package: &Package) -> Value {
-    json!({
-        "type": kind,
-        "bom-ref": reference(package),
-        "name": package.name,
-        "version": package.version,
-        "description": package.description,
-        "licenses": [{ "expression": package.license }],
-    })
-}
-
-fn reference(package: &Package) -> String {
-    format!("{}@{}", package.name, package.version)
+    let is_it =
+        |it: &&Table| it["name"].as_str() == Some(name) && it["version"].as_str() == Some(version);
+    let checksum = locked.iter().find(is_it).and_then(|it| it.get("checksum")?.as_str());
+    Ok(checksum.with_context(|| format!("Cargo.lock has no checksum of {name}"))?.to_owned())
 }
 
 fn hashes(sha256: &str) -> Value {
