@@ -1,269 +1,85 @@
-//! What sleeping instances cost in memory.
+//! Memory of sleeping instances.
 
-use super::figures::{Figure, Section};
+use super::Plan;
 use super::instance::Instance;
-use super::peer::Peer;
-use super::{Plan, Progress};
-use anyhow::{Context, Result, bail};
+use super::peer::{Peer, Results};
+use anyhow::{Context, Result};
+use indicatif::ProgressBar;
+use nix::unistd::{SysconfVar, sysconf};
 use procfs::process::Process;
 use procfs::{Current, Meminfo};
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-/// What of /proc/meminfo grows with each process.
-pub const KINDS: [&str; 4] = ["AnonPages", "PageTables", "KernelStack", "Slab"];
-
-/// The same as the first two of them, as each process accounts for it.
-pub const OWN: [&str; 2] = ["Anonymous", "VmPTE"];
-
-/// The topmost page table of a process, in KiB: twice 4, where user space has one of its own (against
-/// Meltdown).
-const TOPMOST_TABLE: f64 = 8.0;
-
-/// Measures how memory grows with the number of instances.
-///
-/// # Errors
-///
-/// When so many instances cannot be started.
-pub fn measure(peers: &[Peer], plan: &Plan, progress: &Progress) -> Result<Vec<Section>> {
-    let figure = |name: &str| Figure::new(name, "KiB", 1, peers.len());
-    let mut kinds = KINDS.map(figure);
-    let mut sum = figure("together");
-    let steps = steps(plan.instances);
-    let mut growth: Vec<_> =
-        steps.iter().map(|step| figure(&format!("{step} instances"))).collect();
-    let mut one = ["Rss", "Pss"].map(figure);
-    let mut own = OWN.map(figure);
-    let mut charge = figure("charged to the cgroup");
-    let mut cgroup = Cgroup::new();
-
-    for round in 0..plan.memory_rounds {
-        for (index, peer) in peers.iter().enumerate() {
-            progress.say(&format!("memory of {}, round {}", peer.name, round + 1));
-            if let Ok(cgroup) = &cgroup {
-                cgroup.enter()?;
-            }
-            let before = settled(plan.patience)?;
-            let charged_before = cgroup.as_ref().ok().map(Cgroup::charge).transpose()?;
-            let mut instances = Vec::new();
-            for (step, growth) in steps.iter().zip(&mut growth) {
-                while instances.len() < *step {
-                    instances.push(Instance::start(peer)?);
-                    progress.tick();
-                }
-                instances.iter().try_for_each(Instance::wait_until_asleep)?;
-                let now = settled(plan.patience)?;
-                let each = |kind: usize| (now[kind] - before[kind]) / *step as f64;
-                // The first two are up to the program; what the kernel keeps at hand for the others,
-                // of processes that have ended, makes few instances look cheaper than many.
-                growth.samples[index].push(each(0) + each(1));
-                if *step == plan.instances {
-                    for (kind, figure) in kinds.iter_mut().enumerate() {
-                        figure.samples[index].push(each(kind));
-                    }
-                    sum.samples[index].push((0..KINDS.len()).map(each).sum());
-                }
-            }
-            let middle = &instances[instances.len() / 2];
-            // Unprivileged, not every process lets itself be looked at.
-            if let Ok(account) = account_of(middle) {
-                one[0].samples[index].push(account.rss);
-                one[1].samples[index].push(account.pss);
-            }
-            if let Ok(accounts) = instances.iter().map(account_of).collect::<Result<Vec<_>>>() {
-                let mean = |of: fn(&Account) -> f64| {
-                    accounts.iter().map(of).sum::<f64>() / accounts.len() as f64
-                };
-                own[0].samples[index].push(mean(|account| account.anonymous));
-                own[1].samples[index].push(mean(|account| account.page_tables));
-            }
-            if let (Ok(cgroup), Some(before)) = (&cgroup, charged_before) {
-                charge.samples[index].push((cgroup.charge()? - before) / plan.instances as f64);
-            }
+/// Starts many instances of each peer, and measures their memory while they sleep.
+pub fn measure(peers: &mut [Peer], plan: &Plan, progress: &ProgressBar) -> Result<()> {
+    for round in 1..=plan.memory_rounds {
+        for peer in &mut *peers {
+            progress.set_message(format!("memory of {}, round {round}", peer.name));
+            let before = settled()?;
+            let instances = (0..plan.instances).map(|_| Instance::start(peer));
+            let instances = instances.collect::<Result<Vec<_>>>()?;
+            instances.iter().try_for_each(Instance::wait_until_asleep)?;
+            let after = settled()?;
+            read_accounts(&instances, &mut peer.results)?;
+            let growth = |of: fn(&Meminfo) -> u64| {
+                (of(&after) as f64 - of(&before) as f64) / 1024.0 / plan.instances as f64
+            };
+            peer.results.growth.push(growth(own_memory));
+            peer.results.kernel_stack.push(growth(|info| info.kernel_stack.unwrap_or(0)));
+            peer.results.slab.push(growth(|info| info.slab));
         }
     }
-    let cgroup_note = match &mut cgroup {
-        Ok(_) => "The charge is the growth of a memory cgroup that they all are in.".to_owned(),
-        Err(reason) => format!("The memory cgroup's charge is left out: {reason:#}."),
-    };
-    let disagreement = disagreement(peers, &kinds, &own);
-    let mut figures = Vec::from(kinds);
-    figures.push(sum);
-    let [rss, pss] = one;
-    let [anonymous, page_tables] = own;
-    Ok(vec![
-        Section {
-            title: "Memory of a sleeping instance",
-            note: format!(
-                "Growth of /proc/meminfo over {} instances, each PID 1 of a PID namespace of its \
-                 own, divided by their number. KernelStack and Slab are the kernel's own, and the \
-                 same for every process.{disagreement}",
-                super::figures::number(plan.instances as f64, 0)
-            ),
-            figures,
-            chart: Some(("memory", "Memory of a sleeping instance, by kind")),
-        },
-        Section {
-            title: "Memory as others count it",
-            note: format!(
-                "Rss and Pss of one instance among all the others, its command included: what is \
-                 shared counts in Rss in full. Anonymous and VmPTE are the mean of all instances, \
-                 by the kernel's account of each process: whatever else the machine does cannot \
-                 disturb them. (VmPTE leaves out the topmost table, PageTables may not.) \
-                 {cgroup_note}"
-            ),
-            figures: vec![rss, pss, anonymous, page_tables, charge],
-            chart: None,
-        },
-        Section {
-            title: "Growth with the number of instances",
-            note: "AnonPages and PageTables, for each instance: flat is good.".to_owned(),
-            figures: growth,
-            chart: None,
-        },
-    ])
+    Ok(())
 }
 
-/// Numbers of instances to look at, the last being all of them.
-fn steps(instances: usize) -> Vec<usize> {
-    let mut steps: Vec<_> = [20, 4, 1].iter().map(|part| instances.div_ceil(*part)).collect();
-    steps.dedup();
-    steps
-}
-
-/// The counters of [`KINDS`] in KiB, once they have come to rest: what has ended before is given
-/// back in the kernel's own time. On a busy machine they never do, which the spread then shows.
-fn settled(patience: Duration) -> Result<[f64; 4]> {
-    let start = Instant::now();
-    let mut last = read()?;
-    loop {
+/// Memory of the machine, once it rests: the kernel frees in its own time what ended before. On a busy
+/// machine it does not rest.
+fn settled() -> Result<Meminfo> {
+    let mut last = Meminfo::current()?;
+    for _ in 0..40 {
         sleep(Duration::from_millis(50));
-        let now = read()?;
-        let is_at_rest = now.iter().zip(&last).all(|(now, last)| (now - last).abs() <= 256.0);
-        if is_at_rest || start.elapsed() > patience {
+        // Makes each CPU report what it has counted by itself; only root can do that.
+        let _ = fs::read("/proc/sys/vm/stat_refresh");
+        let now = Meminfo::current()?;
+        if own_memory(&now).abs_diff(own_memory(&last)) <= 256 * 1024 {
             return Ok(now);
         }
         last = now;
     }
+    Ok(last)
 }
 
-fn read() -> Result<[f64; 4]> {
-    // Makes each CPU hand in what it has counted by itself; root's to do.
-    let _ = fs::read("/proc/sys/vm/stat_refresh");
-    let info = Meminfo::current()?;
-    let bytes = [
-        info.anon_pages.context("no AnonPages")?,
-        info.page_tables.context("no PageTables")?,
-        info.kernel_stack.context("no KernelStack")?,
-        info.slab,
-    ];
-    Ok(bytes.map(|bytes| bytes as f64 / 1024.0))
+/// What processes allocate for themselves, in bytes.
+fn own_memory(info: &Meminfo) -> u64 {
+    info.anon_pages.unwrap_or(0) + info.page_tables.unwrap_or(0)
 }
 
-/// Says of which peers /proc/meminfo, which counts the whole machine, and the kernel's accounts of
-/// the instances tell different things.
-fn disagreement(peers: &[Peer], kinds: &[Figure], own: &[Figure]) -> String {
-    let differ = |index: &usize| {
-        let sum = |figures: &[Figure]| {
-            figures[..2].iter().map(|it| Some(it.summary(*index)?.median)).sum::<Option<f64>>()
-        };
-        let (Some(machine), Some(own)) = (sum(kinds), sum(own)) else { return false };
-        !agree(machine, own)
-    };
-    let names: Vec<_> =
-        (0..peers.len()).filter(differ).map(|index| peers[index].name.as_str()).collect();
-    if names.is_empty() {
-        return String::new();
-    }
-    format!(
-        " AnonPages and PageTables are more than a tenth away from what the processes themselves \
-         account for, so something else was at work on this machine; of: {}.",
-        names.join("; ")
-    )
-}
-
-/// Whether the machine's count and the processes' own can be of the same thing: both in KiB.
-pub fn agree(machine: f64, own: f64) -> bool {
-    (machine - own).abs() <= TOPMOST_TABLE + own / 10.0
-}
-
-/// What the kernel has on record for the processes of one instance, in KiB.
-#[derive(Default)]
-struct Account {
-    rss: f64,
-    pss: f64,
-    anonymous: f64,
-    page_tables: f64,
-}
-
-/// Reads the account of an instance.
-fn account_of(instance: &Instance) -> Result<Account> {
-    let mut account = Account::default();
-    for pid in instance.processes() {
-        let process = Process::new(pid.as_raw())?;
-        let rollup = process.smaps_rollup()?;
-        let map = rollup.memory_map_rollup.iter().next().context("an empty smaps_rollup")?;
-        let bytes = |name: &str| map.extension.map.get(name).copied().unwrap_or(0) as f64;
-        account.rss += bytes("Rss") / 1024.0;
-        account.pss += bytes("Pss") / 1024.0;
-        // RssAnon of /proc/PID/status is the same, rounded.
-        account.anonymous += bytes("Anonymous") / 1024.0;
-        account.page_tables += process.status()?.vmpte.unwrap_or(0) as f64;
-    }
-    Ok(account)
-}
-
-/// A memory cgroup for what this process starts.
-struct Cgroup {
-    folder: PathBuf,
-    /// Where this process came from.
-    home: PathBuf,
-    counter: &'static str,
-}
-
-impl Cgroup {
-    fn new() -> Result<Self> {
-        let cgroups = Process::myself()?.cgroups()?;
-        for (controller, root, counter) in [
-            ("memory", "/sys/fs/cgroup/memory", "memory.usage_in_bytes"),
-            ("", "/sys/fs/cgroup", "memory.current"),
-        ] {
-            let is_it = |it: &&procfs::ProcessCGroup| {
-                it.controllers.iter().map(String::as_str).eq([controller])
-                    || (controller.is_empty() && it.hierarchy == 0)
-            };
-            let Some(own) = cgroups.0.iter().find(is_it) else { continue };
-            let root = Path::new(root);
-            let home = root.join(own.pathname.trim_start_matches('/'));
-            let folder = root.join(format!("pause-bench-{}", std::process::id()));
-            if !root.join("cgroup.procs").exists() {
-                continue;
-            }
-            fs::create_dir(&folder)
-                .context("no memory cgroup can be made, which is root's to do")?;
-            let cgroup = Self { folder, home, counter };
-            cgroup.charge().context("the memory controller is not there")?;
-            return Ok(cgroup);
+/// Adds the mean of the kernel's accounts of the processes.
+fn read_accounts(instances: &[Instance], results: &mut Results) -> Result<()> {
+    // VmPTE leaves out the topmost page table.
+    let topmost = sysconf(SysconfVar::PAGE_SIZE)?.context("unknown page size")? as f64 / 1024.0;
+    let [mut anonymous, mut page_tables, mut rss, mut pss] = [0.0; 4];
+    for instance in instances {
+        for pid in instance.processes()? {
+            let process = Process::new(pid.as_raw())?;
+            let rollup = process
+                .smaps_rollup()
+                .context("cannot read the memory of a process that is not dumpable: become root")?;
+            let map = rollup.memory_map_rollup.iter().next().context("empty smaps_rollup")?;
+            let kib = |name| map.extension.map.get(name).map_or(0.0, |it| *it as f64 / 1024.0);
+            anonymous += kib("Anonymous");
+            page_tables += process.status()?.vmpte.context("no VmPTE")? as f64 + topmost;
+            rss += kib("Rss");
+            pss += kib("Pss");
         }
-        bail!("there is no memory cgroup")
     }
-
-    fn enter(&self) -> Result<()> {
-        fs::write(self.folder.join("cgroup.procs"), "0").context("cannot enter the memory cgroup")
-    }
-
-    /// What is charged to it, in KiB.
-    fn charge(&self) -> Result<f64> {
-        let text = fs::read_to_string(self.folder.join(self.counter))?;
-        Ok(text.trim().parse::<f64>()? / 1024.0)
-    }
-}
-
-impl Drop for Cgroup {
-    fn drop(&mut self) {
-        let _ = fs::write(self.home.join("cgroup.procs"), "0");
-        let _ = fs::remove_dir(&self.folder);
-    }
+    let number = instances.len() as f64;
+    results.anonymous.push(anonymous / number);
+    results.page_tables.push(page_tables / number);
+    results.own_memory.push((anonymous + page_tables) / number);
+    results.rss.push(rss / number);
+    results.pss.push(pss / number);
+    Ok(())
 }

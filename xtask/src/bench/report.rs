@@ -1,274 +1,218 @@
-//! What was measured, for a terminal, for programs and for the documents.
+//! The report: the same tables on the terminal, in docs/benchmarks.md and in README.md.
 
-use super::bars::{self, find};
-use super::charts;
-use super::figures::{Section, number};
-use super::peer::Peer;
+use super::peer::{OURS, Peer, Results, UPSTREAM};
+use super::samples::{Samples, number};
+use super::targets;
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use harness::build;
+use harness::markdown::{self, Mode, update_section};
 use nix::sys::utsname::uname;
 use nix::unistd::{SysconfVar, sysconf};
-use serde_json::{Value, json};
+use std::env;
 use std::fs;
 use std::process::Command;
 use std::time::SystemTime;
 
-/// All that one run has found.
-pub struct Report {
-    peers: Vec<Peer>,
-    sections: Vec<Section>,
-    left_out: Vec<String>,
-    /// Machine, kernel, versions.
-    setting: Vec<(&'static str, String)>,
+/// A measurement.
+struct Section {
+    title: &'static str,
+    note: &'static str,
+    columns: &'static [Column],
 }
 
-/// Around what is written into the README.
-const BEGIN: &str = "<!-- cargo xtask bench -->\n";
-const END: &str = "<!-- end -->";
-
-/// What the README shows of it all.
-const BEST_OF: [&str; 5] =
-    ["file", "AnonPages", "PageTables", "wake-ups of PID 1", "clone to gone"];
-
-impl Report {
-    /// Adds to the figures where they are from.
-    ///
-    /// # Errors
-    ///
-    /// When the machine does not tell.
-    pub fn new(peers: Vec<Peer>, sections: Vec<Section>, left_out: Vec<String>) -> Result<Self> {
-        Ok(Self { peers, sections, left_out, setting: setting()? })
-    }
-
-    /// Tables for people.
-    pub fn terminal(&self) -> String {
-        let mut text = format!("\nPeers\n{}\n", self.who(false));
-        for section in &self.sections {
-            let Section { title, note, .. } = section;
-            text += &format!("\n{title}\n{}\n{note}\n", self.table(section, false));
-        }
-        text += &format!("\nBars\n{}\n", self.bars(false));
-        for line in &self.left_out {
-            text += &format!("\nleft out: {line}");
-        }
-        text
-    }
-
-    /// Everything for programs.
-    pub fn json(&self) -> Value {
-        let names: Vec<_> = self.peers.iter().map(|peer| peer.name.clone()).collect();
-        let peers = self.peers.iter().map(|peer| {
-            json!({
-                "name": peer.name,
-                "command": peer.command(),
-                "origin": peer.origin,
-                "leaves_on_sigterm": peer.leaves,
-                "reaps": peer.reaps.as_ref().ok(),
-            })
-        });
-        let sections = self.sections.iter().map(|section| {
-            let figures: Vec<_> = section.figures.iter().map(|it| it.json(&names)).collect();
-            json!({ "title": section.title, "note": section.note, "figures": figures })
-        });
-        let bars: Vec<_> = bars::all(&self.peers, &self.sections)
-            .into_iter()
-            .map(|bar| json!({ "promise": bar.promise, "seen": bar.seen, "held": bar.held }))
-            .collect();
-        let sections: Vec<Value> = sections.collect();
-        let peers: Vec<Value> = peers.collect();
-        let setting: serde_json::Map<_, _> =
-            self.setting.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
-        json!({
-            "setting": setting,
-            "peers": peers,
-            "sections": sections,
-            "bars": bars,
-            "left_out": self.left_out,
-        })
-    }
-
-    /// Writes docs/benchmarks.md, its charts, and the README's part.
-    ///
-    /// # Errors
-    ///
-    /// When a file cannot be written.
-    pub fn write(&self) -> Result<()> {
-        let project = build::project();
-        let charts = project.join("docs/benchmarks");
-        fs::create_dir_all(&charts).context("cannot make docs/benchmarks")?;
-        charts::draw_all(&self.peers, &self.sections, &charts)?;
-        let path = project.join("docs/benchmarks.md");
-        fs::write(&path, self.markdown()).context("cannot write docs/benchmarks.md")?;
-
-        let path = project.join("README.md");
-        let readme = fs::read_to_string(&path).context("cannot read README.md")?;
-        let (before, rest) = readme.split_once(BEGIN).context("README.md has no place for it")?;
-        let (_, after) = rest.split_once(END).context("that place in README.md has no end")?;
-        fs::write(&path, format!("{before}{BEGIN}\n{}\n\n{END}{after}", self.best()))
-            .context("cannot write README.md")
-    }
-
-    /// The whole report.
-    fn markdown(&self) -> String {
-        let mut text = "# What it costs\n\nWritten by `cargo xtask bench --install --report`, and \
-            not by hand. All peers were measured in the same run, in turn. A figure is the median, \
-            ± is half the distance between the quartiles, and behind it stands how many times ours \
-            it is; ≈ where the spread hides the difference, – where there is nothing to measure.\n\n"
-            .to_owned();
-        text += &format!("{}\n\n", self.who(true));
-        let mut table = markdown_table();
-        table.set_header(["", ""]);
-        for (key, value) in &self.setting {
-            table.add_row([key, &**value]);
-        }
-        text += &format!("{}\n\n", table.trim_fmt());
-        text += &format!("## The bars\n\n{}\n", self.bars(true));
-        for section in &self.sections {
-            text += &format!("\n## {}\n\n{}\n\n", section.title, section.note);
-            if let Some((file, title)) = section.chart {
-                text += &format!("![{title}](benchmarks/{file}.svg)\n\n");
-            }
-            text += &format!("{}\n", self.table(section, true));
-        }
-        if !self.left_out.is_empty() {
-            text += "\n## Left out\n\n";
-            for line in &self.left_out {
-                text += &format!("- {line}\n");
-            }
-        }
-        text
-    }
-
-    /// What the README shows.
-    fn best(&self) -> String {
-        let mut table = markdown_table();
-        let figures: Vec<_> =
-            BEST_OF.iter().filter_map(|name| find(&self.sections, name)).collect();
-        let header = |unit: &str, name: &str| match unit {
-            "" => name.to_owned(),
-            unit => format!("{name}, {unit}"),
-        };
-        let titles = figures.iter().map(|figure| header(figure.unit, &figure.name));
-        table.set_header(["".to_owned()].into_iter().chain(titles));
-        for (index, peer) in self.peers.iter().enumerate() {
-            let cells = figures.iter().map(|figure| match figure.summary(index) {
-                Some(summary) => number(summary.median, figure.digits),
-                None => "–".to_owned(),
-            });
-            table.add_row([peer.name.clone()].into_iter().chain(cells));
-        }
-        align(&mut table);
-        format!(
-            "![Memory of a sleeping instance, by kind](docs/benchmarks/memory.svg)\n\n{}",
-            table.trim_fmt()
-        )
-    }
-
-    /// Who was measured, and by which command.
-    fn who(&self, markdown: bool) -> String {
-        let mut table = if markdown { markdown_table() } else { terminal_table() };
-        table.set_header(["peer", "command", "version", "on SIGTERM", "orphans"]);
-        for peer in &self.peers {
-            let command = match markdown {
-                true => format!("`{}`", peer.command()),
-                false => peer.command(),
-            };
-            let leaves = if peer.leaves { "leaves" } else { "stays" };
-            let reaps = match &peer.reaps {
-                Ok(true) => "reaped",
-                Ok(false) => "stay as zombies",
-                Err(_) => "not tried",
-            };
-            table.add_row([&peer.name, &command, &peer.origin, leaves, reaps]);
-        }
-        table.trim_fmt()
-    }
-
-    fn table(&self, section: &Section, markdown: bool) -> String {
-        let mut table = if markdown { markdown_table() } else { terminal_table() };
-        let header = |name: &str, unit: &str| match unit {
-            "" => name.to_owned(),
-            unit => format!("{name}, {unit}"),
-        };
-        let titles = section.figures.iter().map(|figure| header(&figure.name, figure.unit));
-        table.set_header(["".to_owned()].into_iter().chain(titles));
-        for (index, peer) in self.peers.iter().enumerate() {
-            let cells = section.figures.iter().map(|figure| figure.cell(index));
-            table.add_row([peer.name.clone()].into_iter().chain(cells));
-        }
-        align(&mut table);
-        table.trim_fmt()
-    }
-
-    fn bars(&self, markdown: bool) -> String {
-        let mut table = if markdown { markdown_table() } else { terminal_table() };
-        table.set_header(["bar", "seen", ""]);
-        for bar in bars::all(&self.peers, &self.sections) {
-            table.add_row([bar.promise, &bar.seen, bar.verdict()]);
-        }
-        table.column_mut(1).expect("a column").set_cell_alignment(CellAlignment::Right);
-        table.trim_fmt()
-    }
+/// A figure of all peers.
+struct Column {
+    /// What it is, and its unit.
+    title: &'static str,
+    /// How many digits after the point mean anything.
+    digits: usize,
+    figure: fn(&Results) -> &Samples,
 }
 
-fn markdown_table() -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN);
-    table
-}
+const FILE: Column = Column { title: "file, bytes", digits: 0, figure: |it| &it.file };
+const OWN_MEMORY: Column =
+    Column { title: "anonymous memory + page tables, KiB", digits: 1, figure: |it| &it.own_memory };
+const WAKE_UPS: Column =
+    Column { title: "wake-ups of PID 1", digits: 0, figure: |it| &it.wake_ups };
+const CPU: Column = Column { title: "CPU time of PID 1, ms", digits: 2, figure: |it| &it.cpu };
+const CLONE_TO_GONE: Column =
+    Column { title: "clone to gone, µs", digits: 0, figure: |it| &it.clone_to_gone };
 
-fn terminal_table() -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-    table
-}
+const SECTIONS: &[Section] = &[
+    Section {
+        title: "Size",
+        note: "The program alone. Shared libraries that it loads, and the command that it runs, are \
+               not counted.",
+        columns: &[FILE, Column { title: "gzip -9, bytes", digits: 0, figure: |it| &it.gzip }],
+    },
+    Section {
+        title: "Memory of a sleeping instance",
+        note: "Mean of 1,000 instances, each PID 1 of its own PID namespace, by the kernel's account of \
+               each process, which other programs cannot disturb: anonymous memory, and VmPTE with the \
+               topmost page table, which VmPTE leaves out. Rss counts shared pages in full. The rest is \
+               the growth of /proc/meminfo divided by 1,000: that of AnonPages + PageTables, which on an \
+               idle machine equals the account, and those of KernelStack and Slab, which belong to the \
+               kernel and are about the same for every process.",
+        columns: &[
+            OWN_MEMORY,
+            Column { title: "anonymous, KiB", digits: 1, figure: |it| &it.anonymous },
+            Column { title: "page tables, KiB", digits: 1, figure: |it| &it.page_tables },
+            Column { title: "Rss, KiB", digits: 0, figure: |it| &it.rss },
+            Column { title: "Pss, KiB", digits: 1, figure: |it| &it.pss },
+            Column {
+                title: "growth of AnonPages + PageTables, KiB",
+                digits: 1,
+                figure: |it| &it.growth,
+            },
+            Column { title: "KernelStack, KiB", digits: 1, figure: |it| &it.kernel_stack },
+            Column { title: "Slab, KiB", digits: 1, figure: |it| &it.slab },
+        ],
+    },
+    Section {
+        title: "Reaping, per 1,000 orphans",
+        note: "Measured with 2,000 orphans, one after the other, that PID 1 adopts and that exit at \
+               once. Interruptions are switches to other processes while PID 1 could have gone on.",
+        columns: &[
+            WAKE_UPS,
+            CPU,
+            Column { title: "interruptions", digits: 0, figure: |it| &it.interruptions },
+        ],
+    },
+    Section {
+        title: "Start and stop",
+        note: "300 instances of each peer in turn, each PID 1 of its own PID namespace. From clone(2) \
+               until wait(2) returns, with SIGTERM as soon as all processes of the instance sleep; and \
+               the part of it between the start of the program and that sleep.",
+        columns: &[
+            CLONE_TO_GONE,
+            Column { title: "exec to asleep, µs", digits: 0, figure: |it| &it.exec_to_asleep },
+        ],
+    },
+];
 
-/// Numbers stand to the right.
-fn align(table: &mut Table) {
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
+/// The columns of the README, each with its unit and workload.
+const SUMMARY: &[(&str, Column)] = &[
+    ("file, bytes", FILE),
+    ("own memory while asleep, KiB", OWN_MEMORY),
+    ("wake-ups per 1,000 orphans", WAKE_UPS),
+    ("CPU per 1,000 orphans, ms", CPU),
+    ("start, sleep and stop, µs", CLONE_TO_GONE),
+];
+
+/// Peers that the README shows.
+const SUMMARY_PEERS: [&str; 6] =
+    ["pause", "upstream", "upstream, musl", "catatonit -P", "tini + sleep", "dumb-init + sleep"];
+
+/// The cells of a row, with multiples of upstream's.
+fn row(peers: &[Peer], peer: &Peer, columns: &mut dyn Iterator<Item = &Column>) -> Vec<String> {
+    let mut cells = vec![peer.name.to_owned()];
+    for Column { digits, figure, .. } in columns {
+        let base = (peer.name != peers[UPSTREAM].name).then_some(figure(&peers[UPSTREAM].results));
+        cells.push(figure(&peer.results).cell(base, *digits));
     }
+    cells
+}
+
+/// The tables of all sections.
+pub fn sections(peers: &[Peer]) -> String {
+    let mut text = format!("## Targets\n\n{}\n", targets::table(peers));
+    for Section { title, note, columns } in SECTIONS {
+        let rows = peers.iter().map(|peer| row(peers, peer, &mut columns.iter()));
+        let rows = rows.filter(|row| row[1..].iter().any(|cell| cell != "–"));
+        let header = [""].into_iter().chain(columns.iter().map(|column| column.title));
+        let table = markdown::table(header.collect::<Vec<_>>(), rows);
+        text += &format!("\n## {title}\n\n{note}\n\n{table}\n");
+    }
+    text
+}
+
+/// Writes docs/benchmarks.md, its picture, and the table in README.md.
+pub fn write(peers: &[Peer], versions: &str) -> Result<()> {
+    let docs = build::project().join("docs");
+    let intro = format!(
+        "# What it costs\n\nWritten by `cargo xtask bench --report`, not by hand. All programs were \
+         measured in one run, in turn. A figure is the median; ± is half the distance between the \
+         quartiles; in brackets is how many times upstream's it is, or ≈ where the spread hides the \
+         difference; – means that there is nothing to measure.\n\n{}\n\n{}\n\n\
+         ![Memory of a sleeping instance](benchmarks.svg)\n\n",
+        markdown::table(
+            ["peer", "command", "what it is"],
+            peers.iter().map(|it| [it.name, &*it.command(), it.description].map(String::from)),
+        ),
+        markdown::table(["", ""], setting(versions)?),
+    );
+    let path = docs.join("benchmarks.md");
+    fs::write(&path, intro + &sections(peers)).context("cannot write docs/benchmarks.md")?;
+    let path = docs.join("benchmarks.svg");
+    fs::write(&path, picture(peers)).context("cannot write docs/benchmarks.svg")?;
+
+    let header = [""].into_iter().chain(SUMMARY.iter().map(|(title, _)| *title));
+    let peer = |name: &&str| peers.iter().find(|peer| peer.name == *name);
+    let rows = SUMMARY_PEERS
+        .iter()
+        .filter_map(peer)
+        .map(|peer| row(peers, peer, &mut SUMMARY.iter().map(|(_, column)| column)));
+    let table = markdown::table(header.collect::<Vec<_>>(), rows);
+    update_section(&build::project().join("README.md"), "cargo xtask bench", &table, Mode::Write)
+}
+
+/// Bars for the memory of each peer, on a panel of their own: it can be read on a light
+/// page and on a dark one.
+fn picture(peers: &[Peer]) -> String {
+    let rows = peers.iter().filter_map(|peer| Some((peer.name, peer.results.own_memory.median()?)));
+    let rows: Vec<_> = rows.collect();
+    let most = rows.iter().map(|(_, value)| *value).fold(1.0, f64::max);
+    let height = 56 + 30 * rows.len();
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"760\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"14\">\n\
+         <rect width=\"760\" height=\"{height}\" fill=\"#fbfaf7\"/>\n\
+         <text x=\"16\" y=\"28\" font-size=\"16\">Anonymous memory and page tables of a sleeping \
+         instance, KiB</text>\n"
+    );
+    for (index, (name, value)) in rows.iter().enumerate() {
+        let y = 46 + 30 * index;
+        let width = (value / most * 520.0).round();
+        let color = if index == OURS { "#d95f2b" } else { "#8f9bad" };
+        svg += &format!(
+            "<text x=\"150\" y=\"{}\" text-anchor=\"end\">{name}</text>\
+             <rect x=\"160\" y=\"{y}\" width=\"{width}\" height=\"20\" fill=\"{color}\"/>\
+             <text x=\"{}\" y=\"{}\">{}</text>\n",
+            y + 15,
+            168.0 + width,
+            y + 15,
+            number(*value, 1),
+        );
+    }
+    svg + "</svg>\n"
 }
 
 /// Where the figures are from.
-fn setting() -> Result<Vec<(&'static str, String)>> {
+fn setting(versions: &str) -> Result<Vec<[String; 2]>> {
     let system = uname()?;
-    let processors = fs::read_to_string("/proc/cpuinfo")?;
-    let model = processors.lines().find_map(|line| {
-        line.strip_prefix("model name").and_then(|rest| rest.trim_start().strip_prefix(": "))
-    });
-    let count = std::thread::available_parallelism()?;
-    let memory = fs::read_to_string("/proc/meminfo")?;
-    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.strip_suffix("kB"));
-    let total: f64 = total.context("/proc/meminfo has no MemTotal")?.trim().parse()?;
-    let page = sysconf(SysconfVar::PAGE_SIZE)?.context("the page size is not known")?;
-    let distribution = fs::read_to_string("/etc/os-release").unwrap_or_default();
-    let distribution = distribution.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
-    Ok(vec![
-        (
-            "machine",
-            format!(
-                "{}, {} × {}, {} GiB",
-                system.machine().display(),
-                count,
-                model.unwrap_or("unnamed processor"),
-                number(total / 1024.0 / 1024.0, 0)
-            ),
-        ),
+    let processor = fs::read_to_string("/proc/cpuinfo")?;
+    let processor =
+        processor.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let processor = processor.map_or("unknown processor", |(_, name)| name);
+    let processors = std::thread::available_parallelism()?;
+    let page = sysconf(SysconfVar::PAGE_SIZE)?.context("unknown page size")?;
+    let arguments: Vec<_> = env::args().skip(1).collect();
+    Ok([
+        ("machine", format!("{}, {processors} × {processor}", system.machine().display())),
         ("kernel", format!("Linux {}, pages of {page} bytes", system.release().display())),
-        ("system", distribution.unwrap_or("unknown").trim_matches('"').to_owned()),
-        ("compiler", said("rustc", &["--version"])),
-        ("commit", said("git", &["describe", "--always", "--dirty"])),
+        ("peers", versions.to_owned()),
+        ("compiler", first_line("rustc", &["--version"])?),
+        ("commit", first_line("git", &["describe", "--always", "--dirty"])?),
         ("date", humantime::format_rfc3339_seconds(SystemTime::now()).to_string()),
-        ("command", format!("`cargo xtask {}`", shell_words::join(std::env::args().skip(1)))),
-    ])
+        ("command", format!("`cargo xtask {}`", arguments.join(" "))),
+    ]
+    .map(|(name, value)| [name.to_owned(), value])
+    .into())
 }
 
-/// The first line of what a command says.
-fn said(program: &str, arguments: &[&str]) -> String {
+/// The first line of a command's output.
+fn first_line(program: &str, arguments: &[&str]) -> Result<String> {
     let output = Command::new(program).args(arguments).current_dir(build::project()).output();
-    let said = output.ok().filter(|output| output.status.success());
-    let said = said.and_then(|output| String::from_utf8(output.stdout).ok()).unwrap_or_default();
-    said.lines().next().unwrap_or("unknown").to_owned()
+    let output = output.with_context(|| format!("cannot run {program}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or("unknown").to_owned())
 }
