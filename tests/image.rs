@@ -90,9 +90,8 @@ static NATIVE: LazyLock<&Target> =
 
 /// The platforms that this machine has `core` for. In CI these have to be all.
 static PLATFORMS: LazyLock<Vec<&Target>> = LazyLock::new(|| {
-    let images = TARGETS.iter().filter(|target| target.platform.is_some());
     let has_core = |it: &&Target| it.is_native() || build::find_core(it.triple).is_ok();
-    images.filter(|target| no_skip() || has_core(target)).collect()
+    TARGETS.iter().filter(|target| no_skip() || has_core(target)).collect()
 });
 
 /// The release binary.
@@ -132,8 +131,7 @@ fn check(image: &Image, targets: &[&Target], reference: &str, (mtime, created): 
     assert_eq!(manifests.len(), targets.len());
 
     for (mut descriptor, target) in manifests.into_iter().zip(targets) {
-        let words =
-            ["os", "architecture", "variant"].into_iter().zip(target.platform.unwrap().split('/'));
+        let words = ["os", "architecture", "variant"].into_iter().zip(target.platform.split('/'));
         let platform: Map<String, Value> =
             words.map(|(key, word)| (key.into(), word.into())).collect();
         let in_index = descriptor.as_object_mut().unwrap().remove("platform");
@@ -223,7 +221,7 @@ fn time_stamps_are_source_date_epoch() {
 fn index_lists_the_platforms() {
     // In another order, one twice and one without its variant: all the same.
     let reversed: Vec<_> = PLATFORMS.iter().rev().copied().collect();
-    let platforms = names(&reversed).replace("/v8", "") + "," + PLATFORMS[0].platform.unwrap();
+    let platforms = names(&reversed).replace("/v8", "") + "," + PLATFORMS[0].platform;
     let image = Image::write(&[&FIXED[..], &["--platform", &platforms]].concat());
     check(&image, &PLATFORMS, TAG, (0, "1970-01-01T00:00:00Z"));
     let digest = image.json("index.json")["manifests"][0]["digest"].clone();
@@ -239,7 +237,7 @@ fn foreign_platform_alone() {
 fn report_is_about_what_was_written() {
     let manifest = IMAGE.manifest();
     let image = &IMAGE.json("index.json")["manifests"][0];
-    IMAGE.reports(&format!("platform {} binary {} bytes", NATIVE.platform.unwrap(), BINARY.len()));
+    IMAGE.reports(&format!("platform {} binary {} bytes", NATIVE.platform, BINARY.len()));
     IMAGE.reports(&format!(
         "compressed layer {} bytes config {} bytes manifest {} bytes manifest digest {}",
         manifest["layers"][0]["size"],
@@ -355,7 +353,7 @@ fn missing_core_writes_nothing() {
 }
 
 fn sizes_are_compared_with_their_budgets() {
-    let platform = NATIVE.platform.unwrap();
+    let platform = NATIVE.platform;
     let table = words(&succeed(xtask().arg("size")));
     for (part, bytes) in [
         (format!("binary for {platform}"), json!(BINARY.len())),
@@ -378,14 +376,14 @@ fn sizes_are_compared_with_their_budgets() {
 fn sizes_of_every_platform() {
     let table = succeed(xtask().args(["size", "--platform", &names(&PLATFORMS)]));
     for target in &*PLATFORMS {
-        let row = format!("binary for {} ", target.platform.unwrap());
+        let row = format!("binary for {} ", target.platform);
         assert!(table.contains(&row), "{row} is not in: {table}");
     }
 }
 
 /// The names of platforms as `--platform` takes them.
 fn names(targets: &[&Target]) -> String {
-    targets.iter().map(|target| target.platform.unwrap()).collect::<Vec<_>>().join(",")
+    targets.iter().map(|target| target.platform).collect::<Vec<_>>().join(",")
 }
 
 /// `cargo xtask verify` of the commit that the images here are said to be of.
@@ -422,7 +420,7 @@ fn verify_names_what_differs() {
     let check = |archive: &[u8], differing: &[&str]| {
         let message = refused(archive);
         for part in ["manifest", "config", "layer"] {
-            let line = format!("  the {part} for {} should be ", NATIVE.platform.unwrap());
+            let line = format!("  the {part} for {} should be ", NATIVE.platform);
             assert_eq!(message.contains(&line), differing.contains(&part), "{part}: {message}");
         }
         message

@@ -96,7 +96,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn variant(name: &str, platforms: &str) -> Result<Option<PathBuf>> {
     let output = build::project().join(format!("target/image/{name}.tar"));
     let is_meant = |name: &str| platforms == "all" || name.starts_with(platforms);
-    let mut targets = TARGETS.iter().filter(|target| target.platform.is_some_and(is_meant));
+    let mut targets = TARGETS.iter().filter(|target| is_meant(target.platform));
     if !targets.all(|target| target.is_native() || build::find_core(target.triple).is_ok()) {
         return Ok(None);
     }

@@ -63,7 +63,7 @@ fn bill_of_materials(selection: &Selection) -> Result<Value> {
     let mut application = components.remove(0);
     let mut binaries = Vec::new();
     for target in selection.targets()? {
-        let name = format!("pause for {}", target.platform.context("a target has no platform")?);
+        let name = format!("pause for {}", target.platform);
         let digest = sha256(&fs::read(target.build()?)?);
         binaries.push(json!({
             "type": "file",

@@ -12,8 +12,8 @@ pub struct Target {
     pub triple: &'static str,
     /// `target_arch` in Rust.
     pub arch: &'static str,
-    /// Platform in image indexes. None for a second way to compile for the same one.
-    pub platform: Option<&'static str>,
+    /// Platform in image indexes.
+    pub platform: &'static str,
     /// Architecture in the names of qemu's programs.
     pub qemu: &'static str,
     /// The system call that pause sleeps in.
@@ -33,18 +33,12 @@ pub struct Kernel {
     pub page: u32,
 }
 
-const CLOUD_ARM64: Kernel = Kernel { name: "cloud-arm64", page: 4 };
-const ARM64_16K: Kernel = Kernel { name: "arm64-16k", page: 16 };
-const ARMMP: Kernel = Kernel { name: "armmp", page: 4 };
-const POWERPC64LE: Kernel = Kernel { name: "powerpc64le", page: 64 };
-const S390X: Kernel = Kernel { name: "s390x", page: 4 };
-
 /// Every target.
 pub const TARGETS: &[Target] = &[
     Target {
         triple: "x86_64-unknown-linux-gnu",
         arch: "x86_64",
-        platform: Some("linux/amd64"),
+        platform: "linux/amd64",
         qemu: "x86_64",
         sleeps_in: "pause",
         qemu_package: "qemu-system-x86",
@@ -53,25 +47,25 @@ pub const TARGETS: &[Target] = &[
     Target {
         triple: "aarch64-unknown-linux-gnu",
         arch: "aarch64",
-        platform: Some("linux/arm64/v8"),
+        platform: "linux/arm64/v8",
         qemu: "aarch64",
         sleeps_in: "ppoll",
         qemu_package: "qemu-system-arm",
-        kernels: &[CLOUD_ARM64, ARM64_16K],
+        kernels: &[Kernel { name: "cloud-arm64", page: 4 }, Kernel { name: "arm64-16k", page: 16 }],
     },
     Target {
         triple: "armv7-unknown-linux-gnueabihf",
         arch: "arm",
-        platform: Some("linux/arm/v7"),
+        platform: "linux/arm/v7",
         qemu: "arm",
         sleeps_in: "pause",
         qemu_package: "qemu-system-arm",
-        kernels: &[ARMMP],
+        kernels: &[Kernel { name: "armmp", page: 4 }],
     },
     Target {
         triple: "loongarch64-unknown-linux-gnu",
         arch: "loongarch64",
-        platform: Some("linux/loong64"),
+        platform: "linux/loong64",
         qemu: "loongarch64",
         sleeps_in: "ppoll",
         qemu_package: "qemu-system-misc",
@@ -80,16 +74,16 @@ pub const TARGETS: &[Target] = &[
     Target {
         triple: "powerpc64le-unknown-linux-gnu",
         arch: "powerpc64",
-        platform: Some("linux/ppc64le"),
+        platform: "linux/ppc64le",
         qemu: "ppc64le",
         sleeps_in: "pause",
         qemu_package: "qemu-system-ppc",
-        kernels: &[POWERPC64LE],
+        kernels: &[Kernel { name: "powerpc64le", page: 64 }],
     },
     Target {
         triple: "riscv64gc-unknown-linux-gnu",
         arch: "riscv64",
-        platform: Some("linux/riscv64"),
+        platform: "linux/riscv64",
         qemu: "riscv64",
         sleeps_in: "ppoll",
         qemu_package: "qemu-system-misc",
@@ -98,18 +92,18 @@ pub const TARGETS: &[Target] = &[
     Target {
         triple: "s390x-unknown-linux-gnu",
         arch: "s390x",
-        platform: Some("linux/s390x"),
+        platform: "linux/s390x",
         qemu: "s390x",
         sleeps_in: "pause",
         qemu_package: "qemu-system-misc",
-        kernels: &[S390X],
+        kernels: &[Kernel { name: "s390x", page: 4 }],
     },
 ];
 
 impl Target {
     /// Whether this machine runs its programs itself.
     pub fn is_native(&self) -> bool {
-        self.platform.is_some() && self.arch == env::consts::ARCH
+        self.arch == env::consts::ARCH
     }
 
     /// Builds the freestanding release binary for this target and returns its path.
