@@ -1,6 +1,7 @@
 //! Development tasks, and the one version of everything in the repository.
 
 use anyhow::{Context, Result, ensure};
+use harness::attacks::ATTACKS;
 use harness::build::{build_xtask, project};
 use harness::helper;
 use harness::markdown::replace_section;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     );
     trials.add("other_versions_are_found", None, other_versions_are_found);
     trials.add("generated_sections_are_replaced", None, generated_sections_are_replaced);
+    trials.add("contract_names_tests_that_exist", None, contract_names_tests_that_exist);
     trials.run()
 }
 
@@ -111,5 +113,32 @@ fn generated_sections_are_replaced() -> Result<()> {
     ensure!(replace_section(&new, "command", "new")? == new);
     ensure!(replace_section("<!-- end -->", "command", "").is_err());
     ensure!(replace_section("<!-- command -->\n", "command", "").is_err());
+    Ok(())
+}
+
+fn contract_names_tests_that_exist() -> Result<()> {
+    let read = |path: &str| fs::read_to_string(project().join(path)).context(path.to_owned());
+    let page = read("docs/contract.md")?;
+    let rows: Vec<_> = page.lines().filter(|line| line.starts_with("| ")).collect();
+    for row in rows.iter().filter(|row| !row.ends_with("| tests |") && !row.starts_with("| ---")) {
+        let tests = row.rsplit(" | ").next().unwrap_or_default();
+        let mut tests = tests.split('`').filter_map(|name| name.split_once("::")).peekable();
+        ensure!(tests.peek().is_some(), "no test: {row}");
+        for (file, test) in tests {
+            let source = read(&format!("tests/{file}.rs"))?;
+            let is_attack = file == "attacks" && ATTACKS.iter().any(|it| it.name == test);
+            let words = |it: char| !it.is_alphanumeric() && it != '_';
+            ensure!(is_attack || source.split(words).any(|it| it == test), "no {file}::{test}");
+        }
+    }
+    let readme = read("README.md")?;
+    let contract = readme.split("\n## ").find(|section| section.starts_with("The contract\n"));
+    let promises = contract.context("the README has no contract")?.lines();
+    for promise in promises.filter_map(|line| line.strip_prefix("| ")?.split(" | ").next()) {
+        let start = format!("| {promise} | ");
+        let is_there =
+            promise.starts_with(['|', '-']) || rows.iter().any(|it| it.starts_with(&start));
+        ensure!(is_there, "docs/contract.md has no row {promise:?}");
+    }
     Ok(())
 }

@@ -4,9 +4,9 @@ use anyhow::{Context, Result, bail, ensure};
 use harness::build::{self, Flavor};
 use harness::helper;
 use harness::orphans;
-use harness::proc::{activity, children, resident, state, wait_until};
+use harness::proc::{activity, children, resident, wait_until};
 use harness::sandbox::{Sandbox, Setup};
-use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+use indicatif::HumanCount;
 use nix::libc;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -24,7 +24,7 @@ use std::time::Instant;
 pub struct Args {
     /// Number of orphans that exit in the pod
     #[arg(long, value_name = "NUMBER", default_value_t = 10_000)]
-    orphans: usize,
+    orphans: u64,
     /// Keep the pod until Ctrl-C, so that you can look inside
     #[arg(long)]
     hold: bool,
@@ -95,28 +95,14 @@ fn namespaces(pod: &Sandbox) -> Result<Vec<String>> {
 }
 
 /// Makes orphans in the pod. None of them may remain, and PID 1 may not wake up for them.
-fn reap(pod: &Sandbox, number: usize) -> Result<()> {
-    let style = ProgressStyle::with_template("orphans      {wide_bar} {human_pos}/{human_len}")?;
-    let bar = ProgressBar::new(number as u64).with_style(style);
+fn reap(pod: &Sandbox, number: u64) -> Result<()> {
     let containers = children(pod.pid);
     let before = activity(pod.pid)?;
-    let mut left = number;
-    while left > 0 {
-        let some = left.min(number.div_ceil(100));
-        pod.run(&orphans::ORPHANS, &[&some.to_string()])?;
-        left -= some;
-        bar.inc(some as u64);
-    }
-    bar.finish_and_clear();
+    pod.run(&orphans::ORPHANS, &[&number.to_string()])?;
     wait_until("all orphans are gone", || children(pod.pid) == containers)?;
     let after = activity(pod.pid)?;
     ensure!(before == after, "PID 1 was woken: {before:?}, then {after:?}");
-    let zombies = children(pod.pid).into_iter().filter(|&pid| state(pid) == Some('Z')).count();
-    ensure!(zombies == 0, "{zombies} zombies");
-    println!(
-        "orphans      {} exited: {zombies} zombies, 0 wake-ups of PID 1",
-        HumanCount(number as u64)
-    );
+    println!("orphans      {} exited: 0 zombies, 0 wake-ups of PID 1", HumanCount(number));
     Ok(())
 }
 
@@ -161,13 +147,6 @@ impl Container {
         kill(self.process, Signal::SIGKILL)?;
         self.joiner.wait()?;
         Ok(())
-    }
-}
-
-impl Drop for Container {
-    fn drop(&mut self) {
-        let _ = self.joiner.kill();
-        let _ = self.joiner.wait();
     }
 }
 

@@ -5,7 +5,6 @@ use anyhow::{Context, Result, bail, ensure};
 use harness::build::project;
 use serde_json::Value;
 use std::fs;
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -67,7 +66,7 @@ fn try_step(step: &Value, name: &str, action: Option<&str>, workspace: &Path) ->
             let file = workspace.join("step.sh");
             fs::write(&file, script)?;
             if workspace.ends_with("publish") {
-                publish(&file, workspace)?
+                publish(workspace)
             } else {
                 let mut bash = Command::new("bash");
                 bash.args(["-e", "-o", "pipefail"]).arg(file).env("REGISTRY", "ghcr.io");
@@ -91,20 +90,16 @@ fn try_step(step: &Value, name: &str, action: Option<&str>, workspace: &Path) ->
     Ok(())
 }
 
-/// The command that runs a script with a registry on the loopback in place of the network, and then
-/// pulls from there what the script pushed. Whatever ends this program ends it and its daemons.
-fn publish(script: &Path, workspace: &Path) -> Result<Command> {
-    // Nothing else listens there: this just did. The registry takes its place.
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--mount-proc"]);
-    command.args(["--fork", "--kill-child"]);
-    if !nix::unistd::geteuid().is_root() {
-        command.arg("--map-root-user");
-    }
-    command.arg("bash").arg(project().join("xtask/src/release.sh")).arg(script).arg(&port);
-    command.env("REGISTRY", format!("127.0.0.1:{port}"));
-    command.env("HOME", workspace.join("home")).env("GITHUB_OUTPUT", workspace.join("output"));
+/// The command that runs a script in a Debian system with a registry in place of the network's, and then
+/// pulls from there what the script pushed.
+fn publish(workspace: &Path) -> Command {
+    let mut command = Command::new(project().join(".ci/debian"));
+    let steps = project().join("xtask/src");
+    command.args(["trixie", "ca-certificates,containerd,docker-registry,skopeo"]);
+    command.arg(format!("{}:/work:rw,{}:/steps:ro", workspace.display(), steps.display()));
+    command.args(["bash", "/steps/release.sh", "/work/step.sh"]);
+    command.env("REGISTRY", "127.0.0.1:5000");
+    command.env("HOME", "/work/home").env("GITHUB_OUTPUT", "/work/output");
     command.env("GITHUB_ACTOR", "nobody").env("TOKEN", "none");
-    Ok(command)
+    command
 }
