@@ -80,7 +80,7 @@ const SECTIONS: &[Section] = &[
     },
     Section {
         title: "Start and stop",
-        note: "300 instances of each peer in turn, each PID 1 of its own PID namespace. From clone(2) \
+        note: "300 instances of each peer, in random order, each PID 1 of its own PID namespace. From clone(2) \
                until wait(2) returns, with SIGTERM as soon as all processes of the instance sleep; and \
                the part of it between the start of the program and that sleep.",
         columns: &[
