@@ -16,38 +16,38 @@ const SIZES: [(&str, f64, f64); 3] = [
     ("5,000 nodes, 110 pods each", 5000.0, 110.0),
 ];
 
-/// A figure of all pods or nodes.
-struct Row {
+/// A figure for all pods, or for all nodes.
+struct Figure {
     title: &'static str,
-    figure: fn(&Results) -> &Samples,
-    /// How many times the figure counts, for so many nodes with so many pods each.
+    samples: fn(&Results) -> &Samples,
+    /// How many times it counts, for so many nodes with so many pods each.
     times: fn(f64, f64) -> f64,
     format: fn(f64) -> String,
 }
 
-const ROWS: [Row; 5] = [
-    Row {
+const FIGURES: [Figure; 5] = [
+    Figure {
         title: "anonymous memory + page tables",
-        figure: |it| &it.own_memory,
+        samples: |it| &it.own_memory,
         times: |nodes, pods| nodes * pods * 1024.0,
         format: bytes,
     },
-    Row {
+    Figure {
         title: "KernelStack + Slab",
-        figure: |it| &it.kernel_memory,
+        samples: |it| &it.kernel_memory,
         times: |nodes, pods| nodes * pods * 1024.0,
         format: bytes,
     },
-    Row { title: "pulled", figure: |it| &it.pulled, times: |nodes, _| nodes, format: bytes },
-    Row {
+    Figure { title: "pulled", samples: |it| &it.pulled, times: |nodes, _| nodes, format: bytes },
+    Figure {
         title: "wake-ups per day",
-        figure: |it| &it.wake_ups,
+        samples: |it| &it.wake_ups,
         times: |nodes, pods| nodes * pods * ORPHANS_PER_DAY / 1000.0,
         format: |value| HumanCount(value as u64).to_string(),
     },
-    Row {
+    Figure {
         title: "CPU time per day",
-        figure: |it| &it.cpu,
+        samples: |it| &it.cpu,
         times: |nodes, pods| nodes * pods * ORPHANS_PER_DAY / 1000.0,
         format: |value| HumanDuration(Duration::from_secs_f64(value / 1000.0)).to_string(),
     },
@@ -59,28 +59,25 @@ fn bytes(value: f64) -> String {
 
 /// The section of the report.
 pub fn section(peers: &[Peer]) -> String {
-    let mut header = vec![String::new()];
-    for (size, ..) in SIZES {
-        header.extend([OURS, UPSTREAM].map(|index| format!("{size}: {}", peers[index].name)));
-    }
-    let rows = ROWS.iter().map(|row| {
-        let mut cells = vec![row.title.to_owned()];
-        for (_, nodes, pods) in SIZES {
-            cells.extend([OURS, UPSTREAM].map(|index| {
-                let median = (row.figure)(&peers[index].results).median();
-                median.map_or("–".to_owned(), |it| {
-                    (row.format)(it.max(0.0) * (row.times)(nodes, pods))
-                })
-            }));
+    let header = ["", "program"].into_iter().chain(FIGURES.iter().map(|it| it.title));
+    let mut rows = Vec::new();
+    for (size, nodes, pods) in SIZES {
+        for peer in [OURS, UPSTREAM].map(|index| &peers[index]) {
+            let mut row = vec![size.to_owned(), peer.name.to_owned()];
+            for Figure { samples, times, format, .. } in &FIGURES {
+                let median = samples(&peer.results).median();
+                let total = median.map(|it| format(it.max(0.0) * times(nodes, pods)));
+                row.push(total.unwrap_or("–".to_owned()));
+            }
+            rows.push(row);
         }
-        cells
-    });
+    }
     format!(
         "## At scale\n\nComputed from the figures above. What is pulled is the manifest, the \
          configuration and the layer of an image for one platform, both made by `cargo xtask image`. \
          Wake-ups and CPU time are those of pods that share their PID namespace and have one orphan \
          every 10 seconds, such as a probe that leaves a process behind; in other pods PID 1 has no \
          orphans and costs nothing with either program.\n\n{}\n",
-        markdown::table(header, rows)
+        markdown::table(header.collect::<Vec<_>>(), rows)
     )
 }
