@@ -55,6 +55,9 @@ pub struct Recipe {
     #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(u64).range(..=LAST_TIME))]
     pub timestamp: u64,
+    /// A program for one platform, in place of the product's.
+    #[arg(skip)]
+    pub program: Option<PathBuf>,
 }
 
 /// The platforms to build for.
@@ -163,7 +166,7 @@ impl Image {
             .selection
             .targets()?
             .into_iter()
-            .map(|target| Variant::build(target, &annotations, recipe.timestamp))
+            .map(|target| Variant::build(target, &annotations, recipe))
             .collect::<Result<Vec<_>>>()?;
 
         let manifests = variants.iter().map(|variant| {
@@ -270,9 +273,13 @@ impl Selection {
 }
 
 impl Variant {
-    fn build(target: &'static Target, annotations: &Value, timestamp: u64) -> Result<Self> {
+    fn build(target: &'static Target, annotations: &Value, recipe: &Recipe) -> Result<Self> {
         let name = target.platform;
-        let binary = target.build().with_context(|| format!("cannot build for {name}"))?;
+        let timestamp = recipe.timestamp;
+        let binary = match &recipe.program {
+            Some(program) => program.clone(),
+            None => target.build().with_context(|| format!("cannot build for {name}"))?,
+        };
         let binary = fs::read(&binary)
             .with_context(|| format!("cannot read the binary {}", binary.display()))?;
 

@@ -117,6 +117,7 @@ impl Archive {
             selection: Selection { platform: platforms.collect() },
             revision: given.revision().or(revision),
             timestamp: self.timestamp,
+            ..Recipe::default()
         })
     }
 

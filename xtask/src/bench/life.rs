@@ -10,11 +10,16 @@ use std::time::Instant;
 /// Rounds that warm up caches and are not counted.
 const WARM_UP: usize = 20;
 
-/// Starts and stops one instance of each peer in turn, again and again.
+/// Starts and stops one instance of each peer, again and again, in random order.
 pub fn measure(peers: &mut [Peer], plan: &Plan, progress: &ProgressBar) -> Result<()> {
+    let mut order: Vec<_> = (0..peers.len()).collect();
     for round in 0..WARM_UP + plan.lives {
         progress.set_message(format!("start and stop, round {round}"));
-        for peer in &mut *peers {
+        // The kernel cleans up after an instance in its own time: not always at the cost of the same
+        // peer.
+        fastrand::shuffle(&mut order);
+        for &index in &order {
+            let peer = &mut peers[index];
             let cloned = Instant::now();
             let instance = Instance::start(peer)?;
             let started = Instant::now();

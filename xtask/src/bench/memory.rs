@@ -27,8 +27,11 @@ pub fn measure(peers: &mut [Peer], plan: &Plan, progress: &ProgressBar) -> Resul
                 (of(&after) as f64 - of(&before) as f64) / 1024.0 / plan.instances as f64
             };
             peer.results.growth.push(growth(own_memory));
-            peer.results.kernel_stack.push(growth(|info| info.kernel_stack.unwrap_or(0)));
-            peer.results.slab.push(growth(|info| info.slab));
+            let kernel_stack = growth(|info| info.kernel_stack.unwrap_or(0));
+            let slab = growth(|info| info.slab);
+            peer.results.kernel_stack.push(kernel_stack);
+            peer.results.slab.push(slab);
+            peer.results.kernel_memory.push(kernel_stack + slab);
         }
     }
     Ok(())

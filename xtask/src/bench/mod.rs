@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measures what the product costs, next to upstream's pause and other programs.
 
+mod churn;
 mod instance;
 mod life;
 mod memory;
@@ -7,13 +8,15 @@ mod peer;
 mod reaping;
 mod report;
 mod samples;
+mod scale;
 mod targets;
 
+use crate::image::{Image, Recipe, Variant};
 use anyhow::{Context, Result, ensure};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use indicatif::ProgressBar;
-use peer::Peer;
+use peer::{Peer, UPSTREAM};
 use std::fs;
 use std::io::Write;
 
@@ -40,13 +43,26 @@ struct Plan {
     reaping_rounds: usize,
     /// Instances that are started and stopped.
     lives: usize,
+    churn_seconds: u32,
 }
 
-const FULL: Plan =
-    Plan { instances: 1000, memory_rounds: 3, orphans: 2000, reaping_rounds: 3, lives: 300 };
+const FULL: Plan = Plan {
+    instances: 1000,
+    memory_rounds: 3,
+    orphans: 2000,
+    reaping_rounds: 3,
+    lives: 300,
+    churn_seconds: 60,
+};
 
-const SMOKE: Plan =
-    Plan { instances: 20, memory_rounds: 1, orphans: 100, reaping_rounds: 1, lives: 10 };
+const SMOKE: Plan = Plan {
+    instances: 20,
+    memory_rounds: 1,
+    orphans: 100,
+    reaping_rounds: 1,
+    lives: 10,
+    churn_seconds: 2,
+};
 
 /// Measures all peers and prints the figures.
 pub fn run(args: &Args) -> Result<()> {
@@ -56,7 +72,11 @@ pub fn run(args: &Args) -> Result<()> {
     for peer in &mut peers {
         measure_file(peer)?;
     }
-    let failures = reaping::measure(&mut peers, &plan, &progress);
+    for peer in &mut peers[..=UPSTREAM] {
+        measure_image(peer)?;
+    }
+    let mut failures = reaping::measure(&mut peers, &plan, &progress);
+    failures.extend(churn::measure(&mut peers, &plan, &progress)?);
     life::measure(&mut peers, &plan, &progress)?;
     memory::measure(&mut peers, &plan, &progress)?;
     progress.finish_and_clear();
@@ -77,6 +97,15 @@ pub fn run(args: &Args) -> Result<()> {
         let missed = targets::missed(&peers);
         ensure!(missed.is_empty(), "missed: {}", missed.join("; "));
     }
+    Ok(())
+}
+
+/// Measures what a node pulls for the program: manifest, configuration and layer.
+fn measure_image(peer: &mut Peer) -> Result<()> {
+    let recipe = Recipe { program: Some(peer.program.clone()), ..Recipe::default() };
+    let Variant { manifest, config, compressed_layer, .. } = &Image::build(&recipe)?.variants[0];
+    let blobs = [manifest, config, compressed_layer];
+    peer.results.pulled.push(blobs.iter().map(|blob| blob.bytes.len() as f64).sum());
     Ok(())
 }
 

@@ -31,6 +31,8 @@ pub struct Peer {
 pub struct Results {
     pub file: Samples,
     pub gzip: Samples,
+    /// Bytes that a node pulls.
+    pub pulled: Samples,
     pub anonymous: Samples,
     pub page_tables: Samples,
     /// Both.
@@ -39,11 +41,16 @@ pub struct Results {
     pub growth: Samples,
     pub kernel_stack: Samples,
     pub slab: Samples,
+    /// Both.
+    pub kernel_memory: Samples,
     pub rss: Samples,
     pub pss: Samples,
     pub wake_ups: Samples,
     pub interruptions: Samples,
     pub cpu: Samples,
+    pub churn_wake_ups: Samples,
+    pub churn_interruptions: Samples,
+    pub churn_cpu: Samples,
     pub exec_to_asleep: Samples,
     pub clone_to_gone: Samples,
 }

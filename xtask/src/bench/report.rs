@@ -2,6 +2,7 @@
 
 use super::peer::{OURS, Peer, Results, UPSTREAM};
 use super::samples::{Samples, number};
+use super::scale;
 use super::targets;
 use anyhow::{Context, Result};
 use harness::build;
@@ -79,8 +80,18 @@ const SECTIONS: &[Section] = &[
         ],
     },
     Section {
+        title: "Churn for a minute",
+        note: "A pod that shares its PID namespace, whose containers leave 200 orphans per second for a \
+               minute. Both programs at the same time.",
+        columns: &[
+            Column { title: "wake-ups of PID 1", digits: 0, figure: |it| &it.churn_wake_ups },
+            Column { title: "interruptions", digits: 0, figure: |it| &it.churn_interruptions },
+            Column { title: "CPU time of PID 1, ms", digits: 1, figure: |it| &it.churn_cpu },
+        ],
+    },
+    Section {
         title: "Start and stop",
-        note: "300 instances of each peer in turn, each PID 1 of its own PID namespace. From clone(2) \
+        note: "300 instances of each peer, in random order, each PID 1 of its own PID namespace. From clone(2) \
                until wait(2) returns, with SIGTERM as soon as all processes of the instance sleep; and \
                the part of it between the start of the program and that sleep.",
         columns: &[
@@ -123,7 +134,7 @@ pub fn sections(peers: &[Peer]) -> String {
         let table = markdown::table(header.collect::<Vec<_>>(), rows);
         text += &format!("\n## {title}\n\n{note}\n\n{table}\n");
     }
-    text
+    text + "\n" + &scale::section(peers)
 }
 
 /// Writes docs/benchmarks.md, its picture, and the table in README.md.
