@@ -1,117 +1,144 @@
-//! The process as PID 1 of real kernels of other architectures, in machines that qemu makes.
+//! The process as PID 1 of real kernels, in machines that qemu makes.
 //!
 //! The kernels are Debian's, as `.ci/foreign-kernels` fetches them; `PAUSE_FOREIGN_KERNELS` names their
-//! folder. What is missing counts as ignored and says how to get it; with `PAUSE_NO_SKIP=1`, as CI has
-//! it, it fails.
+//! folder. [`harness::target::TARGETS`] lists them. Targets for which Debian 12's qemu boots no kernel of
+//! Debian's have no trial here.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use cpio::newc;
-use harness::proc::wait_until;
+use harness::build;
+use harness::proc::wait_until_within;
 use harness::target::{Kernel, TARGETS, Target};
-use harness::{build, trial};
-use libtest_mimic::{Arguments, Completion, Trial};
+use harness::trial::{Trials, obstacle};
 use std::env;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::Duration;
+
+/// Limit for a machine, which is many times slower than this one.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// Options of the machine, and the number of the call that pause is to sleep in there.
 fn machine(target: &Target) -> (&'static [&'static str], u32) {
     match target.qemu {
+        "x86_64" => (&["-machine", "q35"], 34),
         // One of the processors that can have pages of 16 KiB. It has ppoll, and no pause.
         "aarch64" => (&["-machine", "virt", "-cpu", "cortex-a76"], 73),
         "arm" => (&["-machine", "virt", "-cpu", "cortex-a15"], 29),
         "ppc64le" => (&["-machine", "pseries"], 29),
         "s390x" => (&["-machine", "s390-ccw-virtio"], 29),
-        other => panic!("teach this test about {other}"),
+        other => panic!("tests/boot.rs has no options for a machine of {other}"),
     }
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::from_args();
-    let mut trials = Vec::new();
-    for target in TARGETS.iter().filter(|target| !target.is_native()) {
-        if target.kernels.is_empty() {
-            // Not even CI can have one, so this is not trial::skip.
-            let reason = "no kernel of Debian 12 is listed for it";
-            let ignored = move || Ok(Completion::ignored_with(reason));
-            trials.push(Trial::ignorable_test(target.triple, ignored));
-        }
+    let mut trials = Trials::new();
+    for target in TARGETS {
         for kernel in target.kernels {
-            let try_it = move || match prerequisites(target, kernel) {
-                Err(reason) => trial::skip(format!("{reason:#}")),
-                Ok((qemu, folder)) => trial::outcome(boots(target, kernel, &qemu, &folder)),
-            };
-            let name = format!("{}::{}", target.triple, kernel.name);
-            trials.push(Trial::ignorable_test(name, try_it));
+            let obstacle = obstacle(prerequisites(target, kernel));
+            let run = move || boots(target, kernel, &prerequisites(target, kernel)?);
+            trials.add(format!("{}::{}", target.triple, kernel.name), obstacle, run);
         }
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    trials.run()
 }
 
-/// Finds what the trial needs: the program that makes the machine, and the kernel's folder.
-fn prerequisites(target: &Target, kernel: &Kernel) -> Result<(PathBuf, PathBuf)> {
+/// Finds what the trial needs, and returns the kernel's folder.
+fn prerequisites(target: &Target, kernel: &Kernel) -> Result<PathBuf> {
     build::find_core(target.triple)?;
-    let qemu = target.system_emulator()?;
+    target.system_emulator()?;
     let folder = env::var_os("PAUSE_FOREIGN_KERNELS").context(
         "there are no kernels; get them as .ci/run does, and name them in PAUSE_FOREIGN_KERNELS",
     )?;
     let folder = Path::new(&folder).join(kernel.name);
     ensure!(folder.exists(), "there is no kernel at {}", folder.display());
-    Ok((qemu, folder))
+    Ok(folder)
+}
+
+/// A running machine. Dropping it ends it.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Boots the kernel with pause as its init; tests/boot/init tries it from inside.
-fn boots(target: &Target, kernel: &Kernel, qemu: &Path, folder: &Path) -> Result<()> {
+fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
     let (options, call) = machine(target);
     let temporary = tempfile::tempdir()?;
     let initramfs = temporary.path().join("initramfs");
-    let busybox = folder.join("busybox");
     let init = build::project().join("tests/boot/init");
+    let busybox = folder.join("busybox");
     let files = [("init", &init), ("pause", &target.build()?), ("busybox", &busybox)];
     pack(&initramfs, &files).context("cannot pack the initramfs")?;
 
-    let console = temporary.path().join("console");
-    let output = File::create(&console)?;
-    let mut machine = Command::new(qemu)
+    let path = temporary.path().join("console");
+    let output = File::create(&path)?;
+    // A kernel whose init ends panics and then restarts the machine, which is where qemu exits.
+    let serial = if target.arch == "x86_64" { "console=ttyS0" } else { "" };
+    let mut machine = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL"])
+        .arg(target.system_emulator()?)
         .args(options)
         // One processor: nobody can look while a dead process is on its way out.
         .args(["-smp", "1", "-m", "512", "-nodefaults", "-display", "none", "-serial", "stdio"])
-        // A kernel whose init ends panics, and then starts again, which is where qemu leaves.
-        .args(["-no-reboot", "-append", "panic=-1 quiet"])
+        .args(["-no-reboot", "-append", &format!("panic=-1 quiet {serial}")])
         .arg("-kernel")
         .arg(folder.join("vmlinuz"))
         .arg("-initrd")
         .arg(&initramfs)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(output.try_clone()?)
         .stderr(output)
         .spawn()
-        .with_context(|| format!("cannot run {}", qemu.display()))?;
-    let ended = wait_until("the machine is off", || !matches!(machine.try_wait(), Ok(None)));
-    let _ = machine.kill();
-    machine.wait()?;
+        .map(Machine)
+        .context("cannot run setpriv, which is to start qemu")?;
 
-    let console = String::from_utf8_lossy(&fs::read(&console)?).into_owned();
-    ended.with_context(|| format!("on the console: {console}"))?;
-    let expected: [&str; 7] = [
+    let ready = "init: waits for Ctrl-C";
+    let again = format!("init: after SIGTERM from inside: (pause) S in call {call}");
+    let expected = [
         &format!("init: sleeps in call {call}"),
         &format!("init: pages of {} KiB", kernel.page),
         "init: orphans: 100",
         "init: zombies: 0",
         "init: times that PID 1 ran for them: 0",
+        &again,
+        // As PID 1 of a PID namespace.
+        &again,
         "pause: SIGTERM",
+        "init: exit code after SIGTERM from outside: 0",
+        ready,
+        "pause: SIGINT",
         "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000000",
     ];
-    // Something of the kernel's may stand before it in the line.
-    let mut lines = console.lines();
-    for expected in expected {
-        if !lines.any(|line| line.trim_end().ends_with(expected)) {
-            bail!("missing on the console, or not in its place: {expected}; there was: {console}");
+    let console = || fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let mut keyboard = machine.0.stdin.take().context("qemu has no stdin")?;
+    let mut is_pressed = false;
+    let finished = || {
+        let console = console().unwrap_or_default();
+        if !is_pressed && console.contains(ready) {
+            is_pressed = keyboard.write_all(b"\x03").is_ok();
         }
-    }
+        missing(&expected, &console).is_none() || !matches!(machine.0.try_wait(), Ok(None))
+    };
+    let finished =
+        wait_until_within(LIMIT, "the machine has printed all lines, or ended", finished);
+    let console = console()?;
+    let line = missing(&expected, &console);
+    ensure!(line.is_none(), "{finished:?}, {line:?} is not next on the console: {console}");
     Ok(())
+}
+
+/// The first of the expected lines that is not on the console, or not in its place.
+fn missing<'a>(expected: &[&'a str], console: &str) -> Option<&'a str> {
+    // Something of the kernel's may stand before it in the line.
+    let mut lines = console.lines().map(str::trim_end);
+    expected.iter().copied().find(|expected| !lines.any(|line| line.ends_with(expected)))
 }
 
 /// Writes an initramfs of programs, each under its name at the top.

@@ -430,8 +430,10 @@ fn little_stack(_: &[OsString]) -> Result<()> {
     let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) };
     // `arch_align_stack` in the kernel's process.c begins up to so far below the top.
     let randomized = 8192;
+    // What execve(2) puts there, and the frames of the program.
+    let used = 4096;
     for is_init in [true, false] {
-        for bytes in pages(frame.max(4096) + randomized) {
+        for bytes in pages(frame.max(4096) + randomized + used) {
             ensure!(lives_within(Resource::RLIMIT_STACK, bytes, is_init)?, "no exec with {bytes}");
         }
     }

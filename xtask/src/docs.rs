@@ -70,10 +70,9 @@ fn platforms() -> Result<String> {
             "x86_64" => "on a real kernel and with container engines".to_owned(),
             _ => "under qemu's emulation of system calls".to_owned(),
         };
-        let pages: Vec<_> = target.kernels.iter().map(|it| it.page.to_string()).collect();
-        if !pages.is_empty() {
-            tested +=
-                &format!("; booted on real kernels with pages of {} KiB", pages.join(" and "));
+        for (index, kernel) in target.kernels.iter().enumerate() {
+            tested += if index == 0 { "; booted on Debian's kernels " } else { ", " };
+            tested += &format!("{} (pages of {} KiB)", kernel.name, kernel.page);
         }
         rows.push([target.platform.to_owned(), HumanCount(bytes).to_string(), tested]);
     }

@@ -13,11 +13,20 @@ use std::time::{Duration, Instant};
 pub const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Waits until `reached` returns true; otherwise the error names `state`.
-pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> {
+pub fn wait_until(state: &str, reached: impl FnMut() -> bool) -> Result<()> {
+    wait_until_within(TIMEOUT, state, reached)
+}
+
+/// The same with another limit.
+pub fn wait_until_within(
+    limit: Duration,
+    state: &str,
+    mut reached: impl FnMut() -> bool,
+) -> Result<()> {
     let start = Instant::now();
     while !reached() {
-        if start.elapsed() > TIMEOUT {
-            bail!("not within {} s: {state}", TIMEOUT.as_secs());
+        if start.elapsed() > limit {
+            bail!("not within {} s: {state}", limit.as_secs());
         }
         // Some tests wait many thousand times, and mostly for less than a millisecond.
         match start.elapsed() < Duration::from_millis(1) {

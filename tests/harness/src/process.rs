@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, clone};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, dup2_stderr, execv};
+use nix::unistd::{Pid, dup2_stderr, execve};
 use std::convert::Infallible;
 use std::ffi::CStr;
 use std::io::{self, PipeReader, Read, Write};
@@ -47,7 +47,9 @@ impl Spawn<'_> {
         become_user(USER)?;
         let words: Vec<_> = [c"/pause"].into_iter().chain(self.argument).collect();
         (self.prepare)()?;
-        execv(words[0], &words).context("cannot start /pause")
+        // The environment is empty, because its size matters where there is little stack.
+        let environment: [&CStr; 0] = [];
+        execve(words[0], &words, &environment).context("cannot start /pause")
     }
 
     /// Starts a process that ptrace(2) has stopped before its first instruction, or that ended

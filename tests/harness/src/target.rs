@@ -27,10 +27,22 @@ pub struct Target {
 /// A kernel of Debian's.
 #[derive(Debug)]
 pub struct Kernel {
-    /// Name in Debian: its package is `linux-image-` and this.
+    /// Release and name in Debian: the package is `linux-image-` and the name.
     pub name: &'static str,
     /// Size of its pages in KiB.
     pub page: u32,
+}
+
+const X86_64: &[Kernel] = &[
+    kernel("bullseye/cloud-amd64", 4),
+    kernel("bookworm/cloud-amd64", 4),
+    kernel("trixie/cloud-amd64", 4),
+    kernel("forky/cloud-amd64", 4),
+];
+const AARCH64: &[Kernel] = &[kernel("bookworm/cloud-arm64", 4), kernel("trixie/arm64-16k", 16)];
+
+const fn kernel(name: &'static str, page: u32) -> Kernel {
+    Kernel { name, page }
 }
 
 /// Every target.
@@ -42,7 +54,7 @@ pub const TARGETS: &[Target] = &[
         qemu: "x86_64",
         sleeps_in: "pause",
         qemu_package: "qemu-system-x86",
-        kernels: &[],
+        kernels: X86_64,
     },
     Target {
         triple: "aarch64-unknown-linux-gnu",
@@ -51,7 +63,7 @@ pub const TARGETS: &[Target] = &[
         qemu: "aarch64",
         sleeps_in: "ppoll",
         qemu_package: "qemu-system-arm",
-        kernels: &[Kernel { name: "cloud-arm64", page: 4 }, Kernel { name: "arm64-16k", page: 16 }],
+        kernels: AARCH64,
     },
     Target {
         triple: "armv7-unknown-linux-gnueabihf",
@@ -60,7 +72,7 @@ pub const TARGETS: &[Target] = &[
         qemu: "arm",
         sleeps_in: "pause",
         qemu_package: "qemu-system-arm",
-        kernels: &[Kernel { name: "armmp", page: 4 }],
+        kernels: &[kernel("bookworm/armmp", 4)],
     },
     Target {
         triple: "loongarch64-unknown-linux-gnu",
@@ -78,7 +90,7 @@ pub const TARGETS: &[Target] = &[
         qemu: "ppc64le",
         sleeps_in: "pause",
         qemu_package: "qemu-system-ppc",
-        kernels: &[Kernel { name: "powerpc64le", page: 64 }],
+        kernels: &[kernel("bookworm/powerpc64le", 64)],
     },
     Target {
         triple: "riscv64gc-unknown-linux-gnu",
@@ -96,7 +108,7 @@ pub const TARGETS: &[Target] = &[
         qemu: "s390x",
         sleeps_in: "pause",
         qemu_package: "qemu-system-misc",
-        kernels: &[Kernel { name: "s390x", page: 4 }],
+        kernels: &[kernel("bookworm/s390x", 4)],
     },
 ];
 
