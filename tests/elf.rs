@@ -3,7 +3,7 @@
 //! A target without `core` on this machine is ignored, and the reason says how to get it. With
 //! `PAUSE_NO_SKIP=1`, as in CI, it fails.
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::build::{self, Flavor};
 use harness::target::{TARGETS, Target};
 use harness::trial::{Trials, obstacle};
@@ -17,19 +17,16 @@ use std::process::{Command, ExitCode, Output};
 use std::{env, fs};
 use which::which;
 
-/// What the ELF header of a target's file names as the architecture.
-fn machine(target: &Target) -> Machine {
-    match target.arch {
-        "aarch64" => EM_AARCH64,
-        "arm" => EM_ARM,
-        "loongarch64" => EM_LOONGARCH,
-        "powerpc64" => EM_PPC64,
-        "riscv64" => EM_RISCV,
-        "s390x" => EM_S390,
-        "x86_64" => EM_X86_64,
-        other => panic!("add {other} to this list"),
-    }
-}
+/// What the ELF header of a platform's file names as the architecture, and in which order of bytes.
+const MACHINES: &[(&str, Machine, Endianness)] = &[
+    ("linux/amd64", EM_X86_64, Endianness::Little),
+    ("linux/arm64/v8", EM_AARCH64, Endianness::Little),
+    ("linux/arm/v7", EM_ARM, Endianness::Little),
+    ("linux/loong64", EM_LOONGARCH, Endianness::Little),
+    ("linux/ppc64le", EM_PPC64, Endianness::Little),
+    ("linux/riscv64", EM_RISCV, Endianness::Little),
+    ("linux/s390x", EM_S390, Endianness::Big),
+];
 
 /// The smallest page of any architecture.
 const PAGE: u64 = 4096;
@@ -40,14 +37,12 @@ fn main() -> ExitCode {
         let missing = obstacle(build::find_core(target.triple)).filter(|_| !target.is_native());
         trials.add(format!("shape::{}", target.triple), missing, || has_its_shape(target));
     }
-    for breakage in BREAKAGES {
-        let name = format!("link_refuses::{}", breakage.name);
-        trials.add(name, None, || is_refused(breakage));
+    for (name, place, new, complaint) in BREAKAGES {
+        trials.add(format!("link_refuses::{name}"), None, || is_refused(*place, new, complaint));
     }
     for (linker, refusal) in LINKERS {
-        let missing = obstacle(which(format!("ld.{linker}")).map_err(|_| {
-            anyhow!("there is no ld.{linker}; on Debian: apt install binutils lld mold")
-        }));
+        let found = which(format!("ld.{linker}"));
+        let missing = obstacle(found.context("on Debian: apt install binutils lld mold"));
         trials.add(format!("linker::{linker}"), missing, || links_or_refuses(linker, *refusal));
     }
     trials.run()
@@ -98,9 +93,11 @@ fn has_its_shape(target: &Target) -> Result<()> {
 fn is_in_shape<H: FileHeader<Endian = Endianness>>(bytes: &[u8], target: &Target) -> Result<()> {
     let file = H::parse(bytes)?;
     let endian = file.endian()?;
-    let machine = machine(target);
+    let machine = MACHINES.iter().find(|(platform, ..)| *platform == target.platform);
+    let (_, machine, order) = *machine.context("MACHINES has no such platform")?;
     ensure!(bytes.len() as u64 <= target.budget().binary, "{} bytes", bytes.len());
     ensure!(file.e_machine(endian) == machine, "{:?}", file.e_machine(endian));
+    ensure!(endian == order, "{endian:?} endian");
 
     // Position-independent, and nothing in it depends on the position.
     ensure!(file.e_type(endian) == ET_DYN, "type {}", file.e_type(endian));
@@ -137,65 +134,44 @@ fn is_in_shape<H: FileHeader<Endian = Endianness>>(bytes: &[u8], target: &Target
     Ok(())
 }
 
-/// A change to the sources with which the program would crash at run time.
-struct Breakage {
-    name: &'static str,
-    file: &'static str,
-    old: &'static str,
-    new: &'static str,
-    complaint: &'static str,
-}
+/// A place in the sources, and how the link fails if it is changed.
+const START: (&str, &str) = ("src/main.rs", "    sys::ignore_sigpipe();");
+const STRLEN: (&str, &str) = ("src/sys/freestanding/mod.rs", "string.add(length).read_volatile()");
+const RELOCATION: &str = "something needs a relocation or writable memory";
 
-const REFUSED: &str = "something needs a relocation or writable memory";
-
-const BREAKAGES: &[Breakage] = &[
-    Breakage {
-        name: "static_data_with_pointers",
-        file: "src/main.rs",
-        old: "    sys::ignore_sigpipe();",
-        new: "    static TABLE: [&[u8]; 2] = [b\"a\", b\"b\"];
-              core::hint::black_box(&TABLE);",
-        complaint: REFUSED,
-    },
-    Breakage {
-        name: "writable_data",
-        file: "src/main.rs",
-        old: "    sys::ignore_sigpipe();",
-        new:
-            "    static COUNT: core::sync::atomic::AtomicU8 = core::sync::atomic::AtomicU8::new(1);
-              COUNT.fetch_add(1, core::sync::atomic::Ordering::Relaxed);",
-        complaint: REFUSED,
-    },
-    Breakage {
-        name: "a_panic",
-        file: "src/main.rs",
-        old: "    sys::ignore_sigpipe();",
-        new: "    core::hint::black_box(arguments.first()).unwrap();",
-        complaint: "undefined symbol: something_can_panic",
-    },
-    Breakage {
-        name: "a_call_to_strlen",
-        file: "src/sys/freestanding/mod.rs",
-        old: "string.add(length).read_volatile()",
-        new: "string.add(length).read()",
-        complaint: "undefined symbol: strlen",
-    },
-    Breakage {
-        name: "a_function_of_the_c_library",
-        file: "src/main.rs",
-        old: "    sys::ignore_sigpipe();",
-        new: "    unsafe { libc::sync() };",
-        complaint: "undefined symbol: sync",
-    },
+/// Changes with which the program would crash at run time: what each is, where, the new code, and the
+/// linker's complaint.
+const BREAKAGES: &[(&str, (&str, &str), &str, &str)] = &[
+    (
+        "static_data_with_pointers",
+        START,
+        r#"static TABLE: [&[u8]; 2] = [b"a", b"b"]; core::hint::black_box(&TABLE);"#,
+        RELOCATION,
+    ),
+    (
+        "writable_data",
+        START,
+        "use core::sync::atomic::*; static COUNT: AtomicU8 = AtomicU8::new(1);
+         COUNT.fetch_add(1, Ordering::Relaxed);",
+        RELOCATION,
+    ),
+    (
+        "a_panic",
+        START,
+        "core::hint::black_box(arguments.first()).unwrap();",
+        "undefined symbol: something_can_panic",
+    ),
+    ("a_call_to_strlen", STRLEN, "string.add(length).read()", "undefined symbol: strlen"),
+    ("a_function_of_the_c_library", START, "unsafe { libc::sync() };", "undefined symbol: sync"),
 ];
 
-fn is_refused(breakage: &Breakage) -> Result<()> {
+fn is_refused((file, old): (&str, &str), new: &str, complaint: &str) -> Result<()> {
     let folder = tempfile::tempdir()?;
     build::copy_sources(folder.path())?;
-    let path = folder.path().join(breakage.file);
+    let path = folder.path().join(file);
     let source = fs::read_to_string(&path)?;
-    ensure!(source.matches(breakage.old).count() == 1, "{} has changed", breakage.file);
-    fs::write(&path, source.replace(breakage.old, breakage.new))?;
+    ensure!(source.matches(old).count() == 1, "{file} has changed");
+    fs::write(&path, source.replace(old, new))?;
 
     let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
@@ -203,6 +179,6 @@ fn is_refused(breakage: &Breakage) -> Result<()> {
     let Output { status, stderr, .. } = build.current_dir(folder.path()).output()?;
     let stderr = String::from_utf8_lossy(&stderr);
     ensure!(!status.success(), "it linked");
-    ensure!(stderr.contains(breakage.complaint), "{stderr}");
+    ensure!(stderr.contains(complaint), "{stderr}");
     Ok(())
 }
