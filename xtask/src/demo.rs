@@ -32,7 +32,6 @@ pub struct Args {
 
 helper!(SERVE = serve);
 helper!(FETCH = fetch_and_print);
-helper!(INIT = print_init);
 
 /// Where container A serves. The network namespace is new, so no port is taken.
 const ADDRESS: &str = "127.0.0.1:8080";
@@ -46,13 +45,8 @@ pub fn run(args: &Args) -> Result<()> {
     let bytes = fs::metadata(&binary)?.len();
     let pod = Setup::new(&binary).start()?;
     pod.wait_until_asleep()?;
-    let init = pod.run(&INIT, &[])?;
-    ensure!(init == "/pause", "PID 1 is {init}");
-    println!(
-        "sandbox      {init} ({} bytes) is PID 1 and sleeps, {} KiB resident",
-        HumanCount(bytes),
-        resident(pod.pid)?
-    );
+    let (bytes, memory) = (HumanCount(bytes), resident(pod.pid)?);
+    println!("sandbox      /pause ({bytes} bytes) is PID 1 and sleeps, {memory} KiB resident");
     let namespaces = namespaces(&pod)?;
     println!("             {}", namespaces.join(" "));
 
@@ -80,12 +74,9 @@ pub fn run(args: &Args) -> Result<()> {
     pod.signal(Signal::SIGTERM)?;
     let (status, stderr) = pod.wait()?;
     let took = start.elapsed();
-    ensure!(status.code() == Some(0), "{init} ended with {status}");
-    println!(
-        "sandbox      SIGTERM: message {:?}, exit code 0 after {} µs",
-        stderr.trim_end(),
-        took.as_micros()
-    );
+    ensure!(status.code() == Some(0), "PID 1 ended with {status}");
+    let (message, took) = (stderr.trim_end(), took.as_micros());
+    println!("sandbox      SIGTERM: message {message:?}, exit code 0 after {took} µs");
     Ok(())
 }
 
@@ -173,12 +164,6 @@ fn fetch_and_print(_: &[OsString]) -> Result<()> {
     let mut text = String::new();
     TcpStream::connect(ADDRESS)?.read_to_string(&mut text)?;
     print!("{text}");
-    Ok(())
-}
-
-/// Prints the command line of PID 1.
-fn print_init(_: &[OsString]) -> Result<()> {
-    print!("{}", fs::read_to_string("/proc/1/cmdline")?.trim_end_matches('\0'));
     Ok(())
 }
 

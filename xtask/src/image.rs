@@ -6,7 +6,6 @@ use clap::builder::NonEmptyStringValueParser;
 use flate2::{Compression, GzBuilder};
 use harness::build;
 use harness::target::{TARGETS, Target};
-use indicatif::HumanCount;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use std::env::consts::ARCH;
@@ -91,8 +90,6 @@ pub struct Variant {
     pub platform: &'static str,
     pub target: &'static Target,
     pub binary: Vec<u8>,
-    /// Bytes of the layer before compression.
-    pub layer_size: usize,
     pub compressed_layer: Blob,
     pub config: Blob,
     pub manifest: Blob,
@@ -108,25 +105,13 @@ pub struct Blob {
 /// Writes the image to a file and prints what is in it.
 pub fn run(args: &Args) -> Result<()> {
     let (image, output) = make(args)?;
-    let print = |part: &str, bytes: usize| {
-        println!("{part:16} {:>6} bytes", HumanCount(bytes as u64).to_string());
-    };
     for variant in &image.variants {
-        println!("{:16} {}", "platform", variant.platform);
-        print("binary", variant.binary.len());
-        print("layer", variant.layer_size);
-        print("compressed layer", variant.compressed_layer.bytes.len());
-        print("config", variant.config.bytes.len());
-        print("manifest", variant.manifest.bytes.len());
-        println!("{:16} {}", "manifest digest", sha256(&variant.manifest.bytes));
+        println!("platform    {}", variant.platform);
     }
-    print("archive", image.archive.len());
-    if image.variants.len() > 1 {
-        println!("{:16} {}", "index digest", image.digest);
-    }
-    println!("{:16} {}", "reference", image.reference);
-    println!("{:16} {}", "revision", image.revision.as_deref().unwrap_or("unknown"));
-    println!("{:16} {}", "written to", output.display());
+    println!("reference   {}", image.reference);
+    println!("digest      {}", image.digest);
+    println!("revision    {}", image.revision.as_deref().unwrap_or("unknown"));
+    println!("written to  {}", output.display());
     Ok(())
 }
 
@@ -314,8 +299,7 @@ impl Variant {
             "annotations": annotations,
         });
         let manifest = Blob::json(MANIFEST, manifest);
-        let layer_size = layer.len();
-        Ok(Self { platform: name, target, binary, layer_size, compressed_layer, config, manifest })
+        Ok(Self { platform: name, target, binary, compressed_layer, config, manifest })
     }
 }
 
