@@ -51,8 +51,11 @@ pub fn run(_: &Args) -> Result<()> {
 fn try_step(step: &Value, name: &str, action: Option<&str>, workspace: &Path) -> Result<()> {
     let mut command = match (action, step["run"].as_str()) {
         (Some("actions/checkout"), _) => {
+            // All jobs are about one commit, whatever is committed here in the meantime.
+            let first = workspace.with_file_name("build");
+            let source = if workspace == first { project() } else { &first };
             let mut clone = Command::new("git");
-            clone.args(["clone", "--quiet"]).arg(project());
+            clone.args(["clone", "--quiet"]).arg(source);
             clone.arg(workspace.join(step["with"]["path"].as_str().unwrap_or(".")));
             clone
         }
