@@ -7,7 +7,7 @@ use harness::cgroup::Cgroup;
 use harness::proc::{SLEEPING_CALL, wait_until};
 use harness::sandbox::{self, Sandbox, Setup, ensure_inside};
 use harness::target::TARGETS;
-use harness::trial::{Trials, obstacle};
+use harness::trial::{Test, Trials, obstacle};
 use harness::{helper, tests};
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -16,8 +16,6 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
-
-type Test = (&'static str, fn() -> Result<()>);
 
 const SANDBOXED: &[Test] = tests![
     helper_runs_inside,
@@ -35,15 +33,9 @@ helper!(MOUNTS = mounts);
 fn main() -> ExitCode {
     helper::dispatch();
     let mut trials = Trials::new();
-    for (name, test) in SANDBOXED {
-        trials.add(*name, obstacle(sandbox::is_available()), test);
-    }
-    for (name, test) in ANYWHERE {
-        trials.add(*name, None, test);
-    }
-    for (name, test) in CGROUPS {
-        trials.add(*name, obstacle(Cgroup::new("pids")), test);
-    }
+    trials.add_all(SANDBOXED, obstacle(sandbox::is_available()));
+    trials.add_all(ANYWHERE, None);
+    trials.add_all(CGROUPS, obstacle(Cgroup::new("pids")));
     trials.run()
 }
 

@@ -7,7 +7,8 @@ use harness::helper;
 use harness::markdown::replace_section;
 use harness::proc::children;
 use harness::sandbox;
-use harness::trial::{Trials, obstacle};
+use harness::tests;
+use harness::trial::{Test, Trials, obstacle};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpgid};
 use std::fs;
@@ -15,19 +16,19 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 
+const TESTS: &[Test] = tests![
+    every_copy_of_the_version_is_the_same,
+    other_versions_are_found,
+    generated_sections_are_replaced,
+    contract_names_tests_that_exist,
+];
+const SANDBOXED: &[Test] = tests![ctrl_c_ends_a_held_demo_with_0];
+
 fn main() -> ExitCode {
     helper::dispatch();
     let mut trials = Trials::new();
-    let no_sandbox = obstacle(sandbox::is_available());
-    trials.add("ctrl_c_ends_a_held_demo_with_0", no_sandbox, ctrl_c_ends_a_held_demo_with_0);
-    trials.add(
-        "every_copy_of_the_version_is_the_same",
-        None,
-        every_copy_of_the_version_is_the_same,
-    );
-    trials.add("other_versions_are_found", None, other_versions_are_found);
-    trials.add("generated_sections_are_replaced", None, generated_sections_are_replaced);
-    trials.add("contract_names_tests_that_exist", None, contract_names_tests_that_exist);
+    trials.add_all(TESTS, None);
+    trials.add_all(SANDBOXED, obstacle(sandbox::is_available()));
     trials.run()
 }
 

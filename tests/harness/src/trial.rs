@@ -6,6 +6,9 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::env;
 use std::process::ExitCode;
 
+/// The name of a test, and what it runs.
+pub type Test = (&'static str, fn() -> Result<()>);
+
 /// The trials of a test program.
 pub struct Trials {
     arguments: Arguments,
@@ -30,6 +33,13 @@ impl Trials {
             None => outcome(run()),
         };
         self.trials.push(Trial::ignorable_test(name, run));
+    }
+
+    /// Adds a list that [`tests!`](crate::tests!) made, with one obstacle for all.
+    pub fn add_all(&mut self, tests: &'static [Test], obstacle: Option<String>) {
+        for (name, test) in tests {
+            self.add(*name, obstacle.clone(), test);
+        }
     }
 
     /// Runs the trials that the command line selects.
