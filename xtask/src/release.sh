@@ -13,7 +13,7 @@ listens() { (: <"/dev/tcp/${REGISTRY/://}"); }
 
 cat >registry.yml <<CONF
 version: 0.1
-log: { level: error, accesslog: { disabled: true } }
+log: { level: fatal, accesslog: { disabled: true } }
 storage: { filesystem: { rootdirectory: $PWD/registry } }
 http: { addr: "$REGISTRY" }
 CONF
