@@ -13,8 +13,8 @@ use object::elf::{
 };
 use object::read::elf::{FileHeader, ProgramHeader as _};
 use object::{Endianness, FileKind};
-use std::process::{Command, ExitCode, Output};
-use std::{env, fs};
+use std::fs;
+use std::process::{ExitCode, Output};
 use which::which;
 
 /// What the ELF header of a platform's file names as the architecture, and in which order of bytes.
@@ -59,8 +59,8 @@ const LINKERS: &[(&str, Option<&str>)] = &[
 /// A linker makes the file that ships, or fails. It never makes another file.
 fn links_or_refuses(linker: &str, refusal: Option<&str>) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut link = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    link.current_dir(build::project()).arg("rustc").args(["--release", "--package=pause"]);
+    let mut link = build::cargo("rustc");
+    link.args(["--release", "--package=pause"]);
     link.arg("--target-dir").arg(folder.path()).env("CARGO_ENCODED_RUSTFLAGS", "");
     let Output { status, stderr, .. } =
         link.args(["--", &format!("-Clink-arg=-fuse-ld={linker}")]).output()?;
@@ -173,9 +173,8 @@ fn is_refused((file, old): (&str, &str), new: &str, complaint: &str) -> Result<(
     ensure!(source.matches(old).count() == 1, "{file} has changed");
     fs::write(&path, source.replace(old, new))?;
 
-    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.args(["build", "--release", "--package=pause", "--target-dir=target"]);
+    let mut build = build::cargo("build");
+    build.args(["--release", "--package=pause", "--target-dir=target"]);
     let Output { status, stderr, .. } = build.current_dir(folder.path()).output()?;
     let stderr = String::from_utf8_lossy(&stderr);
     ensure!(!status.success(), "it linked");

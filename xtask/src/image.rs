@@ -15,7 +15,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
-use toml_edit::{DocumentMut, Item};
 
 /// User and group that the image runs as, the same as in Kubernetes' own pause image.
 const USER: &str = "65535:65535";
@@ -127,20 +126,19 @@ pub fn make(args: &Args) -> Result<(Image, PathBuf)> {
 impl Image {
     /// Builds the release binaries and puts them into an image.
     pub fn build(recipe: &Recipe) -> Result<Self> {
-        let product = fs::read_to_string(build::project().join("Cargo.toml"))?;
-        let product: DocumentMut = product.parse().context("cannot read Cargo.toml")?;
-        let version = product["workspace"]["package"]["version"].as_str().context("no version")?;
+        let product = product()?;
+        let version = product["version"].as_str().context("the product has no version")?;
         let tag = recipe.tag.clone().unwrap_or(format!("localhost/pause:{version}"));
         let reference = reference(&tag)?;
         let revision = recipe.revision();
         let mut annotations = Map::new();
         for (key, value) in [
-            ("title", product["package"]["name"].as_str()),
-            ("description", product["package"]["description"].as_str()),
+            ("title", product["name"].as_str()),
+            ("description", product["description"].as_str()),
             ("version", Some(version)),
             ("revision", revision.as_deref()),
-            ("source", product["package"].get("repository").and_then(Item::as_str)),
-            ("licenses", product["package"]["license"].as_str()),
+            ("source", product["repository"].as_str()),
+            ("licenses", product["license"].as_str()),
         ] {
             if let Some(value) = value {
                 annotations.insert(format!("org.opencontainers.image.{key}"), value.into());
@@ -321,6 +319,16 @@ impl Blob {
     fn path(&self) -> String {
         format!("blobs/{}", sha256(&self.bytes).replace(':', "/"))
     }
+}
+
+/// What Cargo.toml says about the product.
+fn product() -> Result<Value> {
+    let mut cargo = build::cargo("metadata");
+    let metadata = build::stdout_of(cargo.args(["--no-deps", "--format-version=1"]))?;
+    let metadata: Value = serde_json::from_str(&metadata)?;
+    let mut packages = metadata["packages"].as_array().into_iter().flatten();
+    let product = packages.find(|package| package["name"] == "pause");
+    Ok(product.context("the project has no product")?.clone())
 }
 
 fn list(manifests: &[Value]) -> Value {

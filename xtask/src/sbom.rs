@@ -1,13 +1,11 @@
 //! `cargo xtask sbom`: a bill of materials of what ships, in CycloneDX 1.5.
 
 use crate::image::{Selection, sha256, write};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use harness::build;
 use serde_json::{Value, json};
+use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
-use std::{env, fs};
-use toml_edit::{DocumentMut, Table};
 
 /// The command line of `cargo xtask sbom`.
 #[derive(clap::Args)]
@@ -32,7 +30,6 @@ pub fn run(args: &Args) -> Result<()> {
 /// The same sources give the same bill, so it has neither a time nor a serial number.
 fn bill_of_materials(selection: &Selection) -> Result<Value> {
     let lock = fs::read_to_string(build::project().join("Cargo.lock"))?;
-    let lock: DocumentMut = lock.parse().context("cannot read Cargo.lock")?;
     let mut components = Vec::new();
     let mut depends_on = Vec::new();
     // Cargo marks a package that it has listed before.
@@ -52,7 +49,7 @@ fn bill_of_materials(selection: &Selection) -> Result<Value> {
             "licenses": [{ "expression": license }],
         });
         if depth != "0" {
-            component["hashes"] = hashes(&checksum(&lock, name, version)?);
+            component["hashes"] = hashes(checksum(&lock, name, version)?);
             component["purl"] = json!(format!("pkg:cargo/{reference}"));
         }
         if depth == "1" {
@@ -87,21 +84,18 @@ fn bill_of_materials(selection: &Selection) -> Result<Value> {
 /// The product, and then everything that it needs when it is built without features: a line each, with
 /// depth, name and version, and license.
 fn tree() -> Result<String> {
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(build::project()).args(["tree", "--package=pause", "--edges=normal"]);
-    cargo.args(["--prefix=depth", "--format=|{p}|{l}"]).stderr(Stdio::inherit());
-    let output = cargo.output().context("cannot run cargo tree")?;
-    ensure!(output.status.success(), "cargo tree: {}", output.status);
-    Ok(String::from_utf8(output.stdout)?)
+    let mut tree = build::cargo("tree");
+    tree.args(["--package=pause", "--edges=normal", "--prefix=depth", "--format=|{p}|{l}"]);
+    build::stdout_of(&mut tree)
 }
 
 /// The checksum of a library's source.
-fn checksum(lock: &DocumentMut, name: &str, version: &str) -> Result<String> {
-    let locked = lock["package"].as_array_of_tables().context("Cargo.lock has no packages")?;
-    let is_it =
-        |it: &&Table| it["name"].as_str() == Some(name) && it["version"].as_str() == Some(version);
-    let checksum = locked.iter().find(is_it).and_then(|it| it.get("checksum")?.as_str());
-    Ok(checksum.with_context(|| format!("Cargo.lock has no checksum of {name}"))?.to_owned())
+fn checksum<'a>(lock: &'a str, name: &str, version: &str) -> Result<&'a str> {
+    let start = format!("\nname = \"{name}\"\nversion = \"{version}\"\n");
+    let locked = lock.split("[[package]]").find(|package| package.starts_with(&start));
+    let checksum =
+        locked.and_then(|package| package.split("checksum = \"").nth(1)?.split('"').next());
+    checksum.with_context(|| format!("Cargo.lock has no checksum of {name}"))
 }
 
 fn hashes(sha256: &str) -> Value {

@@ -33,7 +33,7 @@ pub fn project() -> &'static Path {
 
 /// Builds the release binary of `flavor` for this machine and returns its path.
 pub fn build(flavor: Flavor) -> Result<PathBuf> {
-    let mut command = cargo();
+    let mut command = build_command();
     if flavor == Flavor::Hosted {
         // A folder of its own, or each flavor would overwrite the other at target/release/pause.
         command.args(["--features=hosted", "--target-dir=target/hosted"]);
@@ -54,7 +54,7 @@ pub fn build_for(target: &str) -> Result<PathBuf> {
 /// A command that builds for `target` with the given compiler and linker.
 fn build_with(rustc: &OsStr, linker: &Path, target: &str) -> Command {
     let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
-    let mut command = cargo();
+    let mut command = build_command();
     command.args(["--target", target]).env("RUSTC", rustc).env(variable, linker);
     command
 }
@@ -113,8 +113,19 @@ fn linker() -> Result<PathBuf> {
     Ok(linker)
 }
 
-/// Runs a command and returns its stdout.
-fn stdout_of(command: &mut Command) -> Result<String> {
+/// A subcommand of cargo, in the project.
+pub fn cargo(subcommand: &str) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(project()).arg(subcommand);
+    command
+}
+
+/// Runs a command in the project and returns its stdout.
+///
+/// # Errors
+///
+/// Returns an error if the command fails, too.
+pub fn stdout_of(command: &mut Command) -> Result<String> {
     let output = command.current_dir(project()).stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("cannot run {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", output.status);
@@ -123,10 +134,9 @@ fn stdout_of(command: &mut Command) -> Result<String> {
 
 /// A command that builds the product as it ships: the same bytes whatever flags and profile the
 /// caller's environment asks for, and whatever flags the configuration of cargo does.
-fn cargo() -> Command {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(project());
-    command.args(["build", "--release", "--quiet", "--package=pause"]);
+fn build_command() -> Command {
+    let mut command = cargo("build");
+    command.args(["--release", "--quiet", "--package=pause"]);
     command.arg("--message-format=json-render-diagnostics");
     // cargo takes flags from the first place that has some; this one comes first.
     command.env("CARGO_ENCODED_RUSTFLAGS", "");
@@ -157,9 +167,8 @@ fn binary_of(mut build: Command) -> Result<PathBuf> {
 
 /// Builds the program behind `cargo xtask`, with all of its tasks, and returns its path.
 pub fn build_xtask() -> Result<PathBuf> {
-    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(project()).args(["build", "--quiet", "--package=xtask"]);
-    command.arg("--message-format=json-render-diagnostics");
+    let mut command = cargo("build");
+    command.args(["--quiet", "--package=xtask", "--message-format=json-render-diagnostics"]);
     binary_of(command)
 }
 
