@@ -127,13 +127,51 @@ impl Program {
         Ok(())
     }
 
-    /// The names of the system calls that a `syscall` instruction makes. None if there is a path to
-    /// it on which the number is not constant.
+    /// The names of the system calls that a `syscall` instruction makes, found by following the code
+    /// backwards to where the number was set. None if there is a path on which it is not constant.
     fn calls(&self, at: u64) -> Option<BTreeSet<&'static str>> {
-        let mut numbers = BTreeSet::new();
-        self.find_constants(Register::RAX, at, &mut BTreeSet::new(), &mut numbers)?;
-        let name = |&number: &u64| Some(syscalls::x86_64::Sysno::new(number as usize)?.name());
-        Some(numbers.iter().map(|number| name(number).unwrap_or("unknown")).collect())
+        let mut names = BTreeSet::new();
+        let mut name = |number| {
+            let call = syscalls::x86_64::Sysno::new(number as usize);
+            names.insert(call.map_or("unknown", |call| call.name()));
+        };
+        let mut seen = BTreeSet::new();
+        let mut factory = InstructionInfoFactory::new();
+        let mut unknown = vec![(Register::RAX, at)];
+        while let Some((register, at)) = unknown.pop() {
+            let before = self.before(at);
+            if before.is_empty() {
+                return None;
+            }
+            for instruction in before {
+                if !seen.insert((register, instruction.ip())) {
+                    continue;
+                }
+                let is_syscall = instruction.code() == Code::Syscall;
+                let is_call = instruction.flow_control() == FlowControl::Call;
+                let has_returned = is_call && instruction.next_ip() == at;
+                let is_written = factory.info(instruction).used_registers().iter().any(|used| {
+                    let is_read = matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
+                    used.register().full_register() == register && !is_read
+                });
+                match instruction.code() {
+                    // A function that has returned has changed registers; the kernel has changed rax.
+                    _ if has_returned && (!is_syscall || register == Register::RAX) => return None,
+                    _ if !is_written => unknown.push((register, instruction.ip())),
+                    Code::Mov_r32_imm32 => name(instruction.immediate(1)),
+                    Code::Mov_rm32_r32 | Code::Mov_rm64_r64 => {
+                        let source = instruction.op1_register().full_register();
+                        unknown.push((source, instruction.ip()));
+                    }
+                    Code::Pop_r64 => match self.before(instruction.ip())[..] {
+                        [push] if push.code() == Code::Pushq_imm8 => name(push.immediate(0)),
+                        _ => return None,
+                    },
+                    _ => return None,
+                }
+            }
+        }
+        Some(names)
     }
 
     /// The names of all system calls between two addresses.
@@ -141,54 +179,6 @@ impl Program {
         let instructions = self.instructions.range(range);
         let syscalls = instructions.filter(|(_, it)| it.code() == Code::Syscall);
         syscalls.filter_map(|(&at, _)| self.calls(at)).flatten().collect()
-    }
-
-    /// Collects the values that `register` can have before the instruction at `at`, by following the
-    /// code backwards. None if one of them is not constant.
-    fn find_constants(
-        &self,
-        register: Register,
-        at: u64,
-        seen: &mut BTreeSet<(u64, Register)>,
-        values: &mut BTreeSet<u64>,
-    ) -> Option<()> {
-        let before = self.before(at);
-        if before.is_empty() {
-            return None;
-        }
-        for instruction in before {
-            if !seen.insert((instruction.ip(), register)) {
-                continue;
-            }
-            let is_syscall = instruction.code() == Code::Syscall;
-            let is_call = instruction.flow_control() == FlowControl::Call;
-            let has_returned = is_call && instruction.next_ip() == at;
-            let mut factory = InstructionInfoFactory::new();
-            let is_written = factory.info(instruction).used_registers().iter().any(|used| {
-                let is_read = matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-                used.register().full_register() == register && !is_read
-            });
-            match instruction.code() {
-                // A function that has returned has changed registers; the kernel has changed rax.
-                _ if has_returned && (!is_syscall || register == Register::RAX) => return None,
-                _ if !is_written => {
-                    self.find_constants(register, instruction.ip(), seen, values)?
-                }
-                Code::Mov_r32_imm32 => drop(values.insert(instruction.immediate(1))),
-                Code::Mov_rm32_r32 | Code::Mov_rm64_r64 => {
-                    let source = instruction.op1_register().full_register();
-                    self.find_constants(source, instruction.ip(), seen, values)?;
-                }
-                Code::Pop_r64 => match self.before(instruction.ip())[..] {
-                    [push] if push.code() == Code::Pushq_imm8 => {
-                        values.insert(push.immediate(0));
-                    }
-                    _ => return None,
-                },
-                _ => return None,
-            }
-        }
-        Some(())
     }
 
     /// The instructions that can be executed right before the one at `at`.
