@@ -13,12 +13,13 @@ listens() { (: <"/dev/tcp/${REGISTRY/://}"); }
 
 cat >registry.yml <<CONF
 version: 0.1
-log: { level: fatal, accesslog: { disabled: true } }
+log: { level: error, accesslog: { disabled: true } }
 storage: { filesystem: { rootdirectory: $PWD/registry } }
 http: { addr: "$REGISTRY" }
 CONF
-docker-registry serve registry.yml &
-wait_for listens
+# (It logs an error for each blob that it does not have yet.)
+docker-registry serve registry.yml &>registry.log &
+wait_for listens || { cat registry.log; exit 1; }
 
 # Both are found below $HOME, as is what the login writes.
 echo '{ "default": [{ "type": "insecureAcceptAnything" }] }' >"$HOME/.config/containers/policy.json"
