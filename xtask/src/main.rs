@@ -29,7 +29,7 @@ struct Cli {
 enum Task {
     /// List the functions and system calls of the shipped binary, and check them
     Audit(audit::Args),
-    /// Measure memory, reaping and start-up, next to other init programs
+    /// Measure memory, reaping, start and stop, next to upstream's pause and others; needs root
     Bench(bench::Args),
     /// Demonstrate a pod sandbox, without root and without a container engine
     Demo(demo::Args),

@@ -43,7 +43,7 @@ fn settled() -> Result<Meminfo> {
     let mut last = Meminfo::current()?;
     for _ in 0..40 {
         sleep(Duration::from_millis(50));
-        // Makes each CPU report what it has counted by itself; only root can do that.
+        // Makes each CPU report what it has counted by itself.
         let _ = fs::read("/proc/sys/vm/stat_refresh");
         let now = Meminfo::current()?;
         if own_memory(&now).abs_diff(own_memory(&last)) <= 256 * 1024 {

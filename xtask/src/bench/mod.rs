@@ -16,6 +16,7 @@ use anyhow::{Context, Result, ensure};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use indicatif::ProgressBar;
+use nix::unistd::geteuid;
 use peer::{Peer, UPSTREAM};
 use std::fs;
 use std::io::Write;
@@ -66,6 +67,7 @@ const SMOKE: Plan = Plan {
 
 /// Measures all peers and prints the figures.
 pub fn run(args: &Args) -> Result<()> {
+    ensure!(geteuid().is_root(), "only root can read the memory of a process that is not dumpable");
     let plan = if args.smoke { SMOKE } else { FULL };
     let (mut peers, versions) = peer::find()?;
     let progress = ProgressBar::new_spinner();

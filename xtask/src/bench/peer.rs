@@ -108,10 +108,15 @@ pub fn find() -> Result<(Vec<Peer>, String)> {
             &[],
         ),
         peer("catatonit -P", "Podman's pause process", unpacked("usr/bin/catatonit"), &["-P"]),
-        peer("tini + sleep", "two processes: it runs a command", unpacked("usr/bin/tini"), sleep),
         peer(
-            "dumb-init + sleep",
-            "two processes: it runs a command",
+            "tini (2 processes)",
+            "runs a command, as images use it: two processes",
+            unpacked("usr/bin/tini"),
+            sleep,
+        ),
+        peer(
+            "dumb-init (2 processes)",
+            "runs a command, as images use it: two processes",
             unpacked("usr/bin/dumb-init"),
             sleep,
         ),

@@ -105,14 +105,20 @@ const SECTIONS: &[Section] = &[
 const SUMMARY: &[(&str, Column)] = &[
     ("file, bytes", FILE),
     ("own memory while asleep, KiB", OWN_MEMORY),
-    ("wake-ups per 1,000 orphans", WAKE_UPS),
-    ("CPU per 1,000 orphans, ms", CPU),
+    ("wake-ups of PID 1 per 1,000 orphans", WAKE_UPS),
+    ("its CPU time for them, ms", CPU),
     ("start, sleep and stop, µs", CLONE_TO_GONE),
 ];
 
 /// Peers that the README shows.
-const SUMMARY_PEERS: [&str; 6] =
-    ["pause", "upstream", "upstream, musl", "catatonit -P", "tini + sleep", "dumb-init + sleep"];
+const SUMMARY_PEERS: [&str; 6] = [
+    "pause",
+    "upstream",
+    "upstream, musl",
+    "catatonit -P",
+    "tini (2 processes)",
+    "dumb-init (2 processes)",
+];
 
 /// The cells of a row, with multiples of upstream's.
 fn row(peers: &[Peer], peer: &Peer, columns: &mut dyn Iterator<Item = &Column>) -> Vec<String> {
@@ -183,14 +189,14 @@ fn picture(peers: &[Peer]) -> String {
     );
     for (index, (name, value)) in rows.iter().enumerate() {
         let y = 46 + 30 * index;
-        let width = (value / most * 520.0).round();
+        let width = (value / most * 480.0).round();
         let color = if index == OURS { "#d95f2b" } else { "#8f9bad" };
         svg += &format!(
-            "<text x=\"150\" y=\"{}\" text-anchor=\"end\">{name}</text>\
-             <rect x=\"160\" y=\"{y}\" width=\"{width}\" height=\"20\" fill=\"{color}\"/>\
+            "<text x=\"190\" y=\"{}\" text-anchor=\"end\">{name}</text>\
+             <rect x=\"200\" y=\"{y}\" width=\"{width}\" height=\"20\" fill=\"{color}\"/>\
              <text x=\"{}\" y=\"{}\">{}</text>\n",
             y + 15,
-            168.0 + width,
+            208.0 + width,
             y + 15,
             number(*value, 1),
         );

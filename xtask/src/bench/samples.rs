@@ -66,8 +66,10 @@ pub fn number(value: f64, digits: usize) -> String {
     }
 }
 
-/// Formats a multiple: small ones with more digits.
+/// Formats a multiple, or a small share such as 1/500.
 fn times(ratio: f64) -> String {
-    let digits = if ratio < 0.1 { 4 } else { 2 };
-    format!("{}×", number(ratio, digits))
+    match ratio {
+        ..0.1 => format!("1/{}", number(1.0 / ratio, 0)),
+        _ => format!("{}×", number(ratio, 2)),
+    }
 }

@@ -39,10 +39,14 @@ const TARGETS: &[Target] = &[
         figure: |peers| peers[OURS].results.cpu.median(),
     },
     Target {
-        name: "clone to gone, share of upstream's",
+        name: "clone to gone, fastest tenth, share of upstream's",
         reason: "a pod starts with this program and ends with it",
         limit: 0.45,
-        figure: |peers| share(peers, UPSTREAM, |it| &it.clone_to_gone),
+        // What else the machine does only adds to a time.
+        figure: |peers| {
+            let fast = |index: usize| peers[index].results.clone_to_gone.quantile(0.1);
+            Some(fast(OURS)? / fast(UPSTREAM)?)
+        },
     },
     Target {
         name: "file, share of upstream's",
