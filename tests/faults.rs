@@ -73,15 +73,17 @@ fn main() -> ExitCode {
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
     for (name, helper) in IN_SANDBOX {
-        trials.add(*name, no_sandbox.clone(), || run_in_sandbox(helper, &[]));
+        let run = || run_in_sandbox(helper, &[]);
+        trials.add(format!("freestanding::{name}"), no_sandbox.clone(), run);
     }
     for (index, call) in calls::until_asleep(false).enumerate() {
         let run = move || run_in_sandbox(&REFUSED, &[&index.to_string()]);
-        trials.add(format!("refused::{}", call.name), no_sandbox.clone(), run);
+        trials.add(format!("freestanding::refused::{}", call.name), no_sandbox.clone(), run);
     }
     for (name, controller, run) in IN_CGROUPS {
         let no_group = no_sandbox.clone().or_else(|| obstacle(Cgroup::new(controller)));
-        trials.add(*name, no_group, || run(&Cgroup::new(controller)?));
+        let run = || run(&Cgroup::new(controller)?);
+        trials.add(format!("freestanding::{name}"), no_group, run);
     }
     trials.run()
 }
@@ -188,7 +190,8 @@ fn trace(_: &[OsString]) -> Result<()> {
         let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn_traced()?;
         let mut made = Vec::new();
         let mut signal = None;
-        loop {
+        // One call too many is enough to fail.
+        while made.len() <= expected.len() {
             ptrace::syscall(process.pid, signal.take())?;
             process.wait_settled()?;
             if process.status().is_none() {
@@ -208,7 +211,7 @@ fn trace(_: &[OsString]) -> Result<()> {
                         made.push((call.nr as i64, known.map(|_| call.args[0] as i32)));
                     }
                 }
-                Some(WaitStatus::Stopped(_, stopped_by)) => signal = Some(stopped_by),
+                Some(WaitStatus::Stopped(_, Signal::SIGTERM)) => signal = Some(Signal::SIGTERM),
                 _ => break,
             }
         }
