@@ -16,8 +16,8 @@ use harness::helper::{Helper, spawn};
 use harness::proc::{SLEEPING_CALL, activity, catches, children, wait_until};
 use harness::process::{PauseProcess, Spawn};
 use harness::sandbox::{self, Sandbox, Setup};
-use harness::{seccomp, trial};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use harness::seccomp;
+use harness::trial::{Trials, obstacle};
 use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::ptrace;
@@ -70,31 +70,22 @@ const IN_CGROUPS: &[InCgroup] = &[
 
 fn main() -> ExitCode {
     helper::dispatch();
-    let arguments = Arguments::from_args();
-    let obstacle = sandbox::is_available().err().map(|error| format!("{error:#}"));
-
-    let mut trials = Vec::new();
-    let mut add = |name: &str, run: Box<dyn FnOnce() -> Result<Completion, Failed> + Send>| {
-        let obstacle = obstacle.clone();
-        trials.push(Trial::ignorable_test(name, || obstacle.map_or_else(run, trial::skip)));
-    };
+    let mut trials = Trials::new();
+    let no_sandbox = obstacle(sandbox::is_available());
     for (name, helper) in IN_SANDBOX {
-        add(name, Box::new(|| trial::outcome(run_in_sandbox(helper, &[]))));
+        let run = || run_in_sandbox(helper, &[]);
+        trials.add(format!("freestanding::{name}"), no_sandbox.clone(), run);
     }
     for (index, call) in calls::until_asleep(false).enumerate() {
-        let run = move || trial::outcome(run_in_sandbox(&REFUSED, &[&index.to_string()]));
-        add(&format!("refused::{}", call.name), Box::new(run));
+        let run = move || run_in_sandbox(&REFUSED, &[&index.to_string()]);
+        trials.add(format!("freestanding::refused::{}", call.name), no_sandbox.clone(), run);
     }
     for (name, controller, run) in IN_CGROUPS {
-        add(
-            name,
-            Box::new(|| match Cgroup::new(controller) {
-                Ok(group) => trial::outcome(run(&group)),
-                Err(error) => trial::skip(format!("{error:#}")),
-            }),
-        );
+        let no_group = no_sandbox.clone().or_else(|| obstacle(Cgroup::new(controller)));
+        let run = || run(&Cgroup::new(controller)?);
+        trials.add(format!("freestanding::{name}"), no_group, run);
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    trials.run()
 }
 
 fn run_in_sandbox(helper: &Helper, arguments: &[&str]) -> Result<()> {
@@ -199,7 +190,8 @@ fn trace(_: &[OsString]) -> Result<()> {
         let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn_traced()?;
         let mut made = Vec::new();
         let mut signal = None;
-        loop {
+        // One call too many is enough to fail.
+        while made.len() <= expected.len() {
             ptrace::syscall(process.pid, signal.take())?;
             process.wait_settled()?;
             if process.status().is_none() {
@@ -219,7 +211,7 @@ fn trace(_: &[OsString]) -> Result<()> {
                         made.push((call.nr as i64, known.map(|_| call.args[0] as i32)));
                     }
                 }
-                Some(WaitStatus::Stopped(_, stopped_by)) => signal = Some(stopped_by),
+                Some(WaitStatus::Stopped(_, Signal::SIGTERM)) => signal = Some(Signal::SIGTERM),
                 _ => break,
             }
         }
@@ -286,7 +278,7 @@ fn steps(_: &[OsString]) -> Result<()> {
                 for _ in 0..done {
                     process.step()?;
                 }
-                let is_ready = is_deaf || catches(process.pid, Signal::SIGTERM);
+                let is_ready = is_deaf || catches(process.pid, Signal::SIGTERM)?;
                 process.signal(Signal::SIGTERM)?;
                 ptrace::detach(process.pid, None)?;
                 let allowed = if is_ready { Early::Obeyed } else { Early::before_handler(is_init) };
@@ -302,7 +294,7 @@ fn steps(_: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// What becomes of a process that SIGTERM meets in its early process.
+/// What becomes of a process that gets SIGTERM early.
 #[derive(Debug, PartialEq)]
 enum Early {
     /// It exits with 0.
@@ -337,7 +329,7 @@ fn early(mut process: PauseProcess) -> Result<Early> {
 /// Sends SIGTERM after delays from the clone on, which cover what the tracer does not see: the
 /// kernel's part of the birth.
 fn delays(_: &[OsString]) -> Result<()> {
-    const LIVES: u32 = 4500;
+    const PROCESSES: u32 = 4500;
     for is_init in [true, false] {
         let start = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
         let until_asleep = || {
@@ -346,10 +338,12 @@ fn delays(_: &[OsString]) -> Result<()> {
             Ok(born.elapsed())
         };
         // The quickest of some: the others were held up by other processes.
-        let lives = (0..20).map(|_| until_asleep()).collect::<Result<Vec<_>>>()?;
-        let until_asleep = *lives.iter().min().context("there are lives")?;
-        for process in 0..LIVES {
-            let delay = until_asleep * 2 * process / LIVES;
+        let times = (0..20).map(|_| until_asleep()).collect::<Result<Vec<_>>>()?;
+        let until_asleep = *times.iter().min().context("there are times")?;
+        let expected = [Early::before_handler(is_init), Early::Obeyed];
+        let mut seen = [false; 2];
+        for number in 0..PROCESSES {
+            let delay = until_asleep * 2 * number / PROCESSES;
             let process = start.spawn()?;
             let born = Instant::now();
             while born.elapsed() < delay {
@@ -357,11 +351,10 @@ fn delays(_: &[OsString]) -> Result<()> {
             }
             process.signal(Signal::SIGTERM)?;
             let early = early(process)?;
-            ensure!(
-                [Early::Obeyed, Early::before_handler(is_init)].contains(&early),
-                "after {delay:?} (PID 1 {is_init}): {early:?}"
-            );
+            let index = expected.iter().position(|it| *it == early);
+            seen[index.with_context(|| format!("{delay:?}, PID 1 {is_init}: {early:?}"))?] = true;
         }
+        ensure!(seen == [true; 2], "of {expected:?} only {seen:?} were seen, PID 1 {is_init}");
     }
     Ok(())
 }

@@ -3,14 +3,14 @@
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use procfs::ProcError;
-use procfs::process::{Process, all_processes};
+use procfs::process::{Process, Stat, all_processes};
+use procfs::{ProcError, ProcResult};
 use std::fs;
 use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 
 /// Limit for [`wait_until`], to make a failure of a hang.
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Waits until `reached` returns true; otherwise the error names `state`.
 pub fn wait_until(state: &str, reached: impl FnMut() -> bool) -> Result<()> {
@@ -37,10 +37,22 @@ pub fn wait_until_within(
     Ok(())
 }
 
+/// /proc/PID/stat, or nothing if there is no such process.
+///
+/// # Panics
+///
+/// When /proc cannot be read: a test must not take that for the end of the process.
+fn stat(process: ProcResult<Process>) -> Option<Stat> {
+    match process.and_then(|process| process.stat()) {
+        Err(ProcError::NotFound(_)) => None,
+        stat => Some(stat.expect("/proc can be read")),
+    }
+}
+
 /// State of a process as /proc/PID/stat tells it (`S` is asleep, `T` stopped, `Z` a zombie), or
 /// nothing when there is no such process.
 pub fn state(pid: Pid) -> Option<char> {
-    Process::new(pid.as_raw()).and_then(|process| process.stat()).map(|stat| stat.state).ok()
+    stat(Process::new(pid.as_raw())).map(|stat| stat.state)
 }
 
 /// Whether the process is pause and sleeps in the call that it is to sleep in.
@@ -48,10 +60,9 @@ pub fn state(pid: Pid) -> Option<char> {
 /// Where /proc/PID/syscall may not be read (a process that is not dumpable shows it only to those
 /// with capabilities over it), the name and the state have to do.
 pub fn is_asleep(pid: Pid) -> bool {
-    let asleep = Process::new(pid.as_raw())
-        .and_then(|process| process.stat())
-        .is_ok_and(|stat| stat.comm == "pause" && stat.state == 'S');
-    asleep && sleeping_call(pid).is_none_or(|number| SLEEPING_CALLS.contains(&number))
+    let stat = stat(Process::new(pid.as_raw()));
+    stat.is_some_and(|stat| stat.comm == "pause" && stat.state == 'S')
+        && sleeping_call(pid).is_none_or(|number| SLEEPING_CALLS.contains(&number))
 }
 
 /// The number of the system call that the process is in, where that may be known.
@@ -81,23 +92,16 @@ pub const SLEEPING_CALL: i64 = libc::SYS_ppoll;
 const SLEEPING_CALLS: [i64; 3] = [SLEEPING_CALL, libc::SYS_ppoll, libc::SYS_rt_sigsuspend];
 
 /// Whether the process has a handler for `signal`.
-pub fn catches(pid: Pid, signal: Signal) -> bool {
-    let caught = Process::new(pid.as_raw()).and_then(|process| process.status());
-    caught.is_ok_and(|status| status.sigcgt >> (signal as i32 - 1) & 1 == 1)
+pub fn catches(pid: Pid, signal: Signal) -> Result<bool> {
+    let caught = Process::new(pid.as_raw())?.status()?.sigcgt;
+    Ok(caught >> (signal as i32 - 1) & 1 == 1)
 }
 
 /// The children of a process, zombies among them.
-///
-/// # Panics
-///
-/// When /proc cannot be read: "no children" would be a lie.
 pub fn children(parent: Pid) -> Vec<Pid> {
-    let is_gone = |error: &ProcError| matches!(error, ProcError::NotFound(_));
     let processes = all_processes().expect("/proc can be listed");
-    let stats = processes.map(|process| process.and_then(|process| process.stat()));
-    stats
-        .filter(|stat| !stat.as_ref().is_err_and(is_gone))
-        .map(|stat| stat.expect("/proc/PID/stat can be read"))
+    processes
+        .filter_map(stat)
         .filter(|stat| stat.ppid == parent.as_raw())
         .map(|stat| Pid::from_raw(stat.pid))
         .collect()

@@ -162,7 +162,13 @@ pub struct Sandbox {
 impl Sandbox {
     /// Waits until `/pause` sleeps.
     pub fn wait_until_asleep(&self) -> Result<()> {
-        wait_until("/pause sleeps", || is_asleep(self.pid))
+        let mut has_ended = false;
+        wait_until("/pause sleeps", || {
+            has_ended = self.signal_by_number(0).is_err();
+            has_ended || is_asleep(self.pid)
+        })?;
+        ensure!(!has_ended, "/pause has ended");
+        Ok(())
     }
 
     /// Sends a signal to PID 1, from outside.
@@ -221,7 +227,7 @@ impl Sandbox {
 /// The next number from the launcher, or its error message.
 fn report(reports: &mut BufReader<UnixStream>) -> Result<i32> {
     let mut line = String::new();
-    reports.read_line(&mut line).context("the sandbox did not start in time")?;
+    reports.read_line(&mut line).context("PID 1 did not start or end in time")?;
     let line = line.trim_end();
     line.parse().map_err(|_| match line {
         "" => anyhow!("the sandbox's launcher died"),

@@ -5,6 +5,8 @@ use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use std::env;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 
 /// The name of a test, and what it runs.
 pub type Test = (&'static str, fn() -> Result<()>);
@@ -29,6 +31,7 @@ impl Trials {
         run: impl FnOnce() -> Result<()> + Send + 'static,
     ) {
         let run = move || match obstacle {
+            _ if is_enough() => Ok(Completion::ignored_with("another trial failed")),
             Some(reason) => skip(reason),
             None => outcome(run()),
         };
@@ -64,6 +67,14 @@ pub fn no_skip() -> bool {
     env::var_os("PAUSE_NO_SKIP").is_some_and(|value| value == "1")
 }
 
+/// Whether a trial has failed.
+static HAS_FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the remaining trials are not needed: with `PAUSE_FAIL_FAST=1`, after a failure.
+fn is_enough() -> bool {
+    HAS_FAILED.load(Relaxed) && env::var_os("PAUSE_FAIL_FAST").is_some_and(|value| value == "1")
+}
+
 /// Ignores a trial with the reason, or fails it where nothing may be skipped.
 pub fn skip(reason: String) -> Result<Completion, Failed> {
     if no_skip() { Err(Failed::from(reason)) } else { Ok(Completion::ignored_with(reason)) }
@@ -71,6 +82,7 @@ pub fn skip(reason: String) -> Result<Completion, Failed> {
 
 /// Passes a trial, or fails it with the error and its causes.
 pub fn outcome(result: Result<()>) -> Result<Completion, Failed> {
+    HAS_FAILED.fetch_or(result.is_err(), Relaxed);
     result.map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
 }
 
