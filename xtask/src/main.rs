@@ -9,6 +9,8 @@ mod apt;
 mod audit;
 #[cfg(feature = "full")]
 mod bench;
+#[cfg(feature = "full")]
+mod debian;
 mod demo;
 #[cfg(feature = "full")]
 mod docs;
