@@ -1,10 +1,9 @@
 #!/bin/sh
-# Packs what builds Rust from this Debian machine. Run it in the project, so that rustup picks the
-# pinned toolchain. Usage: toolchain-image.sh OUTPUT.tar
+# Packs what builds Rust: a C compiler from this Debian system, the toolchain in /rust, and cargo's
+# registry in /registry. Usage: toolchain-image.sh OUTPUT.tar
 set -eu
 output=$1
-sysroot=$(rustc --print sysroot)
-cargo_home=${CARGO_HOME:-$HOME/.cargo}
+sysroot=/rust
 collect2=$(gcc -print-prog-name=collect2)
 {
     printf '%s\n' /bin /lib /lib64 /bin/sh /usr/bin/dash /usr/bin/chmod /usr/bin/cc /etc/alternatives/cc
@@ -23,4 +22,4 @@ collect2=$(gcc -print-prog-name=collect2)
     done |
     tar -C / --no-recursion -cf "$output" -T -
 tar -C "$sysroot" --transform 's,^,usr/local/rust/,S' -rf "$output" bin/cargo bin/rustc lib
-tar -C "$cargo_home" --transform 's,^,usr/local/cargo/,S' -rf "$output" registry/index registry/cache
+tar -C / --transform 's,^,usr/local/cargo/,S' -rf "$output" registry/index registry/cache

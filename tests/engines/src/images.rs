@@ -1,12 +1,16 @@
-//! The images of the containers beside pause, made from the programs of this machine.
+//! The images that engines load: the one that is tried, and those of the containers beside it, which
+//! are made from the programs of this machine.
 
+use crate::engine::Skip;
+use crate::wait::success;
 use anyhow::{Context, Result, ensure};
+use harness::build::project;
 use oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder, RootFsBuilder};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use tar::{EntryType, Header};
 
@@ -16,8 +20,18 @@ pub const BUSYBOX: &str = "localhost/busybox:static";
 /// The name of the image with Debian's nginx and `ipcmk`, busybox, and the libraries they need.
 pub const NGINX: &str = "localhost/nginx:debian";
 
-/// The programs that they are made of and with.
-pub const PROGRAMS: [&str; 4] = ["busybox", "nginx", "ipcmk", "ldd"];
+/// The name of the image for another architecture.
+pub const FOREIGN: &str = "localhost/pause:foreign";
+
+/// The name of the image for all platforms.
+pub const ALL: &str = "localhost/pause:all";
+
+/// What the Dockerfile needs to find in an image to build in.
+pub const BUILD_ENVIRONMENT: [&str; 3] = [
+    "ENV PATH=/usr/local/rust/bin:/usr/bin",
+    "ENV CARGO_HOME=/usr/local/cargo",
+    "ENV CARGO_NET_OFFLINE=true",
+];
 
 /// Serves what is in the folder that Debian's nginx serves by itself, in the foreground.
 const NGINX_CONFIGURATION: &str = "\
@@ -41,23 +55,63 @@ http {
 }
 ";
 
-/// Writes the archive of [`BUSYBOX`] to `path`.
-///
-/// # Errors
-///
-/// When busybox cannot be run or read, or the file not be written.
-pub fn write_busybox(path: &Path) -> Result<()> {
-    let mut layer = tar::Builder::new(Vec::new());
-    append_busybox(&mut layer)?;
-    write(path, BUSYBOX, &layer.into_inner()?)
+/// The image that is tried.
+#[derive(clap::Args)]
+pub struct Image {
+    /// Archive of the image
+    #[arg(long = "image", value_name = "FILE")]
+    pub archive: PathBuf,
+    /// Name that the archive gives the image
+    #[arg(long)]
+    pub reference: String,
+    /// The program that the image was made with
+    #[arg(long, value_name = "FILE")]
+    binary: PathBuf,
+    /// Archive of the image for another architecture, named pause:foreign
+    #[arg(long, value_name = "FILE")]
+    foreign: Option<PathBuf>,
+    /// Archive of the image for several platforms, named pause:all
+    #[arg(long, value_name = "FILE")]
+    all: Option<PathBuf>,
 }
 
-/// Writes the archive of [`NGINX`] to `path`.
-///
-/// # Errors
-///
-/// When a program cannot be run or read, or the file not be written.
-pub fn write_nginx(path: &Path) -> Result<()> {
+impl Image {
+    /// The version that its name ends in.
+    pub fn version(&self) -> &str {
+        self.reference.rsplit(':').next().unwrap_or_default()
+    }
+
+    /// The bytes of `/pause` in it.
+    pub fn binary(&self) -> Result<Vec<u8>> {
+        fs::read(&self.binary).with_context(|| format!("cannot read {}", self.binary.display()))
+    }
+
+    /// The archive of [`FOREIGN`].
+    pub fn foreign(&self) -> Result<&Path> {
+        archive(&self.foreign)
+    }
+
+    /// The archive of [`ALL`].
+    pub fn all(&self) -> Result<&Path> {
+        archive(&self.all)
+    }
+}
+
+fn archive(archive: &Option<PathBuf>) -> Result<&Path> {
+    let reason = "there is no core to build it with: rustup target add, or PAUSE_FOREIGN_RUSTC";
+    archive.as_deref().ok_or_else(|| Skip(reason.to_owned()).into())
+}
+
+/// The archives of [`BUSYBOX`] and [`NGINX`], which are made for the first engine.
+pub fn helpers() -> Result<[&'static Path; 2]> {
+    let [busybox, nginx] = ["/var/tmp/busybox.tar", "/var/tmp/nginx.tar"].map(Path::new);
+    if nginx.exists() {
+        return Ok([busybox, nginx]);
+    }
+    let mut layer = tar::Builder::new(Vec::new());
+    append_busybox(&mut layer)?;
+    write(busybox, BUSYBOX, &layer.into_inner()?)?;
+
     let mut layer = tar::Builder::new(Vec::new());
     append_busybox(&mut layer)?;
     let mut libraries = BTreeSet::new();
@@ -77,7 +131,20 @@ pub fn write_nginx(path: &Path) -> Result<()> {
     append(&mut layer, "etc/nginx/nginx.conf", NGINX_CONFIGURATION.as_bytes(), 0o644)?;
     append(&mut layer, "etc/passwd", b"root:x:0:0::/:/bin/sh\n", 0o644)?;
     append(&mut layer, "etc/group", b"root:x:0:\n", 0o644)?;
-    write(path, NGINX, &layer.into_inner()?)
+    write(nginx, NGINX, &layer.into_inner()?)?;
+    Ok([busybox, nginx])
+}
+
+/// Packs the root of an image to build in, from the Rust toolchain that is shown to this system, so
+/// that the Dockerfile can be tried without a registry.
+pub async fn toolchain() -> Result<&'static str> {
+    const ARCHIVE: &str = "/var/tmp/toolchain.tar";
+    ensure!(Path::new("/rust").exists(), Skip("this system has no Rust toolchain".to_owned()));
+    if !Path::new(ARCHIVE).exists() {
+        let script = project().join("tests/engines/toolchain-image.sh");
+        success(tokio::process::Command::new("sh").arg(script).arg(ARCHIVE)).await?;
+    }
+    Ok(ARCHIVE)
 }
 
 /// Adds busybox under all of its names.
