@@ -58,7 +58,7 @@ pub enum Runsc {}
 impl Runtime for Runsc {
     const NAME: Name = Name::Runsc;
 
-    const OPTIONS: &[&str] = &["--platform=ptrace", "--ignore-cgroups", "--network=none"];
+    const OPTIONS: &[&str] = &["--ignore-cgroups", "--network=none"];
 
     const LEAST_MEMORY: u64 = 6 << 20;
 

@@ -1,7 +1,7 @@
 //! Runs the scenarios and tells how they went, in the words of `cargo test`.
 
 use crate::engine::{Engine, Lacks, Name, Skip};
-use crate::host::cgroup_version;
+use crate::host::{self, cgroup_version};
 use crate::scenario::{Context, Scenario, is_as_before, surroundings};
 use crate::wait::limit;
 use anyhow::{Context as _, Result, anyhow};
@@ -57,6 +57,8 @@ impl Report {
         }
 
         let mut found = None;
+        let is_process = |it: &String| it.starts_with("process");
+        let processes = host::surroundings()?;
         self.note(E::NAME, start, async |context| {
             let engine = E::start(&context.image).await?;
             let version = engine.version().await?;
@@ -73,8 +75,18 @@ impl Report {
         }
         self.note(E::NAME, end, async |_| {
             engine.remove_all().await?;
-            is_as_before(&engine, &before).await?;
-            engine.end().await
+            // The daemon may be another one now, and its network interfaces stay when it ends.
+            let others = async || {
+                let mut now = surroundings(&engine).await?;
+                now.retain(|it| !is_process(it));
+                Ok(now)
+            };
+            is_as_before(&before, others).await?;
+            engine.end().await?;
+            is_as_before(&processes, async || {
+                Ok(host::surroundings()?.into_iter().filter(is_process).collect())
+            })
+            .await
         })
         .await;
         Ok(())

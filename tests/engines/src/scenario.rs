@@ -177,7 +177,7 @@ async fn stop<E: Engine>(engine: &E, context: &Context) -> Result<()> {
     is_down(engine, &pod).await?;
     says(engine, context, &pod, &[]).await?;
     engine.remove_pod(pod).await?;
-    is_as_before(engine, &before).await
+    is_as_before(&before, async || surroundings(engine).await).await
 }
 
 async fn outside<E: Engine>(engine: &E, context: &Context) -> Result<()> {
@@ -560,7 +560,7 @@ async fn many(engine: &impl Engine, context: &Context) -> Result<()> {
         engine.remove_pod(pod).await
     });
     stopped.buffer_unordered(CLIENTS).try_collect::<()>().await?;
-    is_as_before(engine, &before).await
+    is_as_before(&before, async || surroundings(engine).await).await
 }
 
 async fn build(engine: &impl Engine, context: &Context) -> Result<()> {
@@ -729,10 +729,13 @@ pub async fn surroundings(engine: &impl Engine) -> Result<HashSet<String>> {
 }
 
 /// Waits until nothing is there but what was there `before`.
-pub async fn is_as_before(engine: &impl Engine, before: &HashSet<String>) -> Result<()> {
+pub async fn is_as_before(
+    before: &HashSet<String>,
+    now: impl AsyncFn() -> Result<HashSet<String>>,
+) -> Result<()> {
     let mut left = Vec::new();
     let gone = until("nothing is left", async || {
-        left = surroundings(engine).await?.difference(before).cloned().collect();
+        left = now().await?.difference(before).cloned().collect();
         left.sort();
         Ok(left.is_empty().then_some(()))
     });

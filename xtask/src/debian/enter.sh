@@ -48,6 +48,9 @@ mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
 mount --bind proc/sys/net proc/sys/net
 mount -o remount,bind,rw proc/sys/net
+# A user namespace may only mount its own where one is visible that has nothing mounted over it.
+mkdir -p mnt/proc
+mount -t proc proc mnt/proc
 mount -t tmpfs -o mode=755 tmpfs run
 mount -t tmpfs -o mode=755 tmpfs dev
 mkdir dev/mqueue dev/net dev/pts dev/shm
