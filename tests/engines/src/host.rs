@@ -103,7 +103,8 @@ pub fn surroundings() -> Result<HashSet<String>> {
     let mounts = Process::myself()?.mountinfo()?;
     found.extend(mounts.iter().map(|mount| format!("mount {}", mount.mount_point.display())));
     found.extend(dev_status()?.keys().map(|link| format!("network interface {link}")));
-    // In each hierarchy, engines keep a group at the top. Slices and scopes are systemd's.
+    // In each hierarchy, engines keep a group at the top. Slices and scopes are systemd's, and Podman
+    // keeps one more.
     let hierarchies = if cgroup_version() == 2 { vec![CGROUPS.into()] } else { folders(CGROUPS) };
     let tops = hierarchies.iter().flat_map(folders);
     let mut groups: Vec<_> = tops
@@ -112,7 +113,10 @@ pub fn surroundings() -> Result<HashSet<String>> {
         .collect();
     while let Some(group) = groups.pop() {
         groups.extend(folders(&group));
-        found.insert(format!("control group {}", group.rsplit('/').next().unwrap_or_default()));
+        match group.rsplit('/').next().unwrap_or_default() {
+            "conmon" => {}
+            name => drop(found.insert(format!("control group {name}"))),
+        }
     }
     Ok(found)
 }

@@ -185,12 +185,13 @@ impl<R: Runtime> Engine for Oci<R> {
         }
         let namespaces: Vec<_> = kinds.iter().map(|kind| json!({ "type": kind })).collect();
         let spec = Spec::new(&self.reference, &[]);
-        let mut config = self.specify(name, &spec, namespaces.into()).await?;
+        let mut config = self.specify(&format!("{name}.pause"), &spec, namespaces.into()).await?;
         config["hostname"] = name.into();
         config["annotations"] = json!({ "io.kubernetes.cri.container-type": "sandbox" });
         let remapped = sandbox == Sandbox::Remapped;
-        self.create(name, &self.reference, config, remapped).await?;
-        let pod = Pod { name: name.to_owned(), id: name.to_owned() };
+        // No name may be the beginning of another one: gVisor takes it for both.
+        let pod = Pod { name: name.to_owned(), id: format!("{name}.pause") };
+        self.create(&pod.id, &self.reference, config, remapped).await?;
         self.link(&pod).await?;
         Ok(pod)
     }
@@ -250,8 +251,7 @@ impl<R: Runtime> Engine for Oci<R> {
     }
 
     async fn remove_pod(&self, pod: Pod) -> Result<()> {
-        self.remove_beginning_with(&format!("{}.", pod.id)).await?;
-        self.delete(&pod.id).await
+        self.remove_beginning_with(&format!("{}.", pod.name)).await
     }
 
     async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<Container> {
@@ -275,7 +275,7 @@ impl<R: Runtime> Engine for Oci<R> {
             namespaces.push(join("user", "user"));
         }
 
-        let id = format!("{}.{name}", pod.id);
+        let id = format!("{}.{name}", pod.name);
         let mut config = self.specify(&id, &spec, namespaces.into()).await?;
         // How gVisor is told which pod a container is in; the others do not look at it.
         config["annotations"] = json!({
@@ -493,11 +493,12 @@ impl<R: Runtime> Oci<R> {
 
     /// Removes the containers whose names begin so.
     async fn remove_beginning_with(&self, beginning: &str) -> Result<()> {
-        for bundle in fs::read_dir(bundle::<R>(""))? {
-            let id = bundle?.file_name().to_string_lossy().into_owned();
-            if id.starts_with(beginning) {
-                self.delete(&id).await?;
-            }
+        let bundles = fs::read_dir(bundle::<R>(""))?.flatten();
+        let ids = bundles.map(|it| it.file_name().to_string_lossy().into_owned());
+        let mut ids: Vec<_> = ids.filter(|id| id.starts_with(beginning)).collect();
+        ids.sort_by_key(|id| id.ends_with(".pause"));
+        for id in ids {
+            self.delete(&id).await?;
         }
         Ok(())
     }
