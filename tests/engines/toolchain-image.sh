@@ -7,8 +7,9 @@ sysroot=/rust
 collect2=$(gcc -print-prog-name=collect2)
 {
     printf '%s\n' /bin /lib /lib64 /bin/sh /usr/bin/dash /usr/bin/chmod /usr/bin/cc /etc/alternatives/cc
-    gcc=$(gcc -dumpversion)
-    dpkg -L gcc "gcc-$gcc" "libgcc-$gcc-dev" libgcc-s1 libc6 libc6-dev
+    # Their names differ between releases.
+    dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' 'cpp*' 'gcc*' 'libc6*' 'libgcc*' |
+        sed -n 's/^installed //p' | xargs dpkg -L
     for program in /bin/sh /bin/chmod "$(readlink -f /usr/bin/gcc)" "$collect2" \
             "$sysroot/bin/rustc" "$sysroot/bin/cargo"; do
         ldd "$program" | grep -o '/[^ ]*'

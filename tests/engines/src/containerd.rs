@@ -13,13 +13,13 @@ use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     Capability, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
     ContainerStatusResponse, CreateContainerRequest, DnsConfig, ExecSyncRequest, IdMapping,
-    ImageSpec, ImageStatusRequest, Int64Value, LinuxContainerConfig, LinuxContainerResources,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest, PodSandboxStatusResponse,
-    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile,
-    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
-    UserNamespace,
+    ImageSpec, ImageStatusRequest, ImageStatusResponse, Int64Value, LinuxContainerConfig,
+    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest,
+    PodSandboxStatusResponse, RemoveContainerRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, SecurityProfile, StartContainerRequest, StatusRequest,
+    StopContainerRequest, StopPodSandboxRequest, UserNamespace,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -102,13 +102,19 @@ impl Engine for Containerd {
 
     async fn load(&self, archive: &Path) -> Result<()> {
         // To where CRI looks for images.
-        success(client().args(["images", "import"]).arg(archive)).await.map(drop)
+        let said = success(client().args(["images", "import"]).arg(archive)).await?;
+        // CRI hears of it by an event.
+        for name in said.split_whitespace().filter(|word| word.starts_with("localhost/")) {
+            until(&format!("CRI shows {name}"), async || {
+                Ok(self.image(name).await?.image.map(drop))
+            })
+            .await?;
+        }
+        Ok(())
     }
 
     async fn shows(&self, tried: &Image) -> Result<()> {
-        let spec = ImageSpec { image: tried.reference.clone(), ..Default::default() };
-        let request = ImageStatusRequest { image: Some(spec), verbose: true };
-        let response = self.images.clone().image_status(request).await?.into_inner();
+        let response = self.image(&tried.reference).await?;
         let image = response.image.with_context(|| format!("no image {}", tried.reference))?;
         same("the names", image.repo_tags, vec![tried.reference.clone()])?;
         same("the size", image.size, blobs(&tried.archive)?)?;
@@ -436,6 +442,13 @@ impl Containerd {
             }),
             ..Default::default()
         }
+    }
+
+    /// What containerd tells of an image.
+    async fn image(&self, name: &str) -> Result<ImageStatusResponse> {
+        let spec = ImageSpec { image: name.to_owned(), ..Default::default() };
+        let request = ImageStatusRequest { image: Some(spec), verbose: true };
+        Ok(self.images.clone().image_status(request).await?.into_inner())
     }
 
     /// Stops a sandbox, and the containers in it.

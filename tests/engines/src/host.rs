@@ -97,14 +97,17 @@ pub fn surroundings() -> Result<HashSet<String>> {
         if let Ok(stat) = process.stat()
             && is_program
         {
-            found.insert(format!("process {} {}", stat.pid, stat.comm));
+            found.insert(format!(
+                "process {} {:?}",
+                stat.pid,
+                process.cmdline().unwrap_or_default()
+            ));
         }
     }
     let mounts = Process::myself()?.mountinfo()?;
     found.extend(mounts.iter().map(|mount| format!("mount {}", mount.mount_point.display())));
     found.extend(dev_status()?.keys().map(|link| format!("network interface {link}")));
-    // In each hierarchy, engines keep a group at the top. Slices and scopes are systemd's, and Podman
-    // keeps one more.
+    // In each hierarchy, engines keep a group at the top. Slices and scopes are systemd's.
     let hierarchies = if cgroup_version() == 2 { vec![CGROUPS.into()] } else { folders(CGROUPS) };
     let tops = hierarchies.iter().flat_map(folders);
     let mut groups: Vec<_> = tops
@@ -114,7 +117,8 @@ pub fn surroundings() -> Result<HashSet<String>> {
     while let Some(group) = groups.pop() {
         groups.extend(folders(&group));
         match group.rsplit('/').next().unwrap_or_default() {
-            "conmon" => {}
+            // Podman and Docker keep these.
+            "conmon" | "buildkit" => {}
             name => drop(found.insert(format!("control group {name}"))),
         }
     }

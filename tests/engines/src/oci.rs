@@ -402,7 +402,9 @@ impl<R: Runtime> Oci<R> {
         }
         let linux = &mut config["linux"];
         linux["namespaces"] = namespaces;
-        linux["cgroupsPath"] = format!("/oci/{id}").into();
+        // gVisor is told to ignore control groups, and forgets to remove them.
+        let path = if R::OWN_KERNEL { Value::Null } else { format!("/oci/{id}").into() };
+        linux["cgroupsPath"] = path;
         if spec.hardened {
             linux["resources"]["memory"] = json!({ "limit": R::LEAST_MEMORY });
             let forbidden = json!({ "names": FORBIDDEN, "action": "SCMP_ACT_ERRNO" });

@@ -339,7 +339,7 @@ async fn tutorial(engine: &impl Engine, context: &Context) -> Result<()> {
     engine.remove_pod(pod).await
 }
 
-async fn shared(engine: &impl Engine, context: &Context) -> Result<()> {
+async fn shared<E: Engine>(engine: &E, context: &Context) -> Result<()> {
     let pod = engine.start_pod("shared", Sandbox::Usual).await?;
     let idle = Spec { image: NGINX, ..IDLE };
     let first = engine.run(&pod, "first", idle).await?;
@@ -359,6 +359,10 @@ async fn shared(engine: &impl Engine, context: &Context) -> Result<()> {
     ] {
         if script.contains("eth0") && !has_address {
             context.leaves_out("network interfaces: the pod has none");
+            continue;
+        }
+        if script.contains("sysvipc") && E::OWN_KERNEL {
+            context.leaves_out("System V IPC: the pod's kernel has no /proc/sysvipc");
             continue;
         }
         let seen = shell(engine, &first, script).await?;
@@ -614,7 +618,7 @@ async fn sleep_does_not_reap(engine: &impl Engine, container: &Container) -> Res
     let all = until("every orphan is a zombie", async || {
         let orphans = orphans(engine, container).await?;
         zombies = orphans.iter().filter(|orphan| orphan.state == 'Z').count();
-        Ok((zombies == ORPHANS).then_some(()))
+        Ok((zombies >= ORPHANS).then_some(()))
     });
     all.await.with_context(|| format!("{zombies} zombies are there"))
 }
