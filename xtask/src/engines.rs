@@ -2,10 +2,12 @@
 
 use crate::debian::{Debian, Release};
 use crate::image::{self, Recipe, Selection};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor, project};
+use harness::markdown::{self, Mode};
 use harness::target::TARGETS;
 use std::env;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -49,6 +51,9 @@ pub struct Args {
     /// Fail where one of these engines would be skipped
     #[arg(long, value_name = "ENGINE,...")]
     require: Option<String>,
+    /// Use a virtual machine: control groups of version 2, the release's own kernel
+    #[arg(long)]
+    vm: bool,
     /// Write the matrix into docs/engines.md
     #[arg(long, conflicts_with = "filter")]
     report: bool,
@@ -63,20 +68,44 @@ pub struct Args {
 ///
 /// When something cannot be built, or a scenario fails.
 pub fn run(args: &Args) -> Result<()> {
+    const REPORT: &str = "/report.md";
+    let release = args.release.name();
     let newer = if args.release == Release::Bookworm { &[] } else { NEWER_PACKAGES };
-    let packages = [PACKAGES, newer].concat();
-    let mut debian = Debian::make(args.release.name(), args.release, &packages)?;
+    let mut debian = Debian::make(release, args.release, &[PACKAGES, newer].concat())?;
     let mut command = program(&mut debian)?;
-    command.extend(args.require.iter().flat_map(|names| ["--require".to_owned(), names.clone()]));
-    command.push(args.filter.clone());
+    let mut add = |words: &[&str]| command.extend(words.iter().map(|word| (*word).to_owned()));
+    if let Some(names) = &args.require {
+        add(&["--require", names]);
+    }
+    if args.report {
+        add(&["--report", REPORT]);
+    }
+    let is_emulated = args.vm && !debian.has_kvm()?;
+    if is_emulated {
+        add(&["--slowness", "10", "--pods", "10"]);
+    }
+    add(&[&args.filter]);
 
     let command: Vec<_> = command.iter().map(String::as_str).collect();
-    let status = debian.run(&command)?;
-    debian.wipe()?;
-    match status.code() {
-        Some(0) => Ok(()),
-        _ => bail!("not every scenario passed"),
+    let status = match args.vm {
+        false => debian.run(&command)?.code(),
+        true => Some(debian.run_in_vm(&command, !is_emulated, &[REPORT])?),
+    };
+    if args.report {
+        let matrix = fs::read_to_string(debian.changed(REPORT)).context("there is no report")?;
+        let mut commit = Command::new("git");
+        let commit = commit.args(["show", "--no-patch", "--format=Commit %h of %cs"]);
+        let commit = commit.current_dir(project()).output()?.stdout;
+        let commit = String::from_utf8(commit)?.trim().to_owned();
+        let vm = if args.vm { " --vm" } else { "" };
+        let section = format!("cargo xtask engines --release {release}{vm} --report");
+        let content = format!("{commit}. {matrix}");
+        let document = project().join("docs/engines.md");
+        markdown::update_section(&document, &section, &content, Mode::Write)?;
     }
+    debian.wipe()?;
+    ensure!(status == Some(0), "not every scenario passed");
+    Ok(())
 }
 
 /// Adds the program with the scenarios and what it needs to the system, and returns its command line.
@@ -111,7 +140,7 @@ fn program(debian: &mut Debian) -> Result<Vec<String>> {
 
     // For building the Dockerfile without a registry.
     let sources = debian.changed("/project");
-    std::fs::create_dir_all(&sources)?;
+    fs::create_dir_all(&sources)?;
     build::copy_sources(&sources)?;
     let home = |name| env::var_os(name).map_or_else(|| PathBuf::from("/"), PathBuf::from);
     let cargo =

@@ -140,7 +140,10 @@ impl Engine for Containerd {
             return Err(Lacks("containerd has user namespaces for pods since version 2").into());
         }
         self.remaps = on;
-        Ok(())
+        // Version 2.1 forgets the shim of such a pod.
+        script("$1 || busybox pkill -f containerd-shim-runc-v2 || :", &[&on.to_string()])
+            .await
+            .map(drop)
     }
 
     async fn pause(&self, pod: &Pod) -> Result<i32> {

@@ -149,7 +149,7 @@ const IDLE: Spec = Spec::new(BUSYBOX, &["sleep", "infinity"]);
 async fn load(engine: &impl Engine, context: &Context) -> Result<()> {
     engine.load(&context.image.archive).await?;
     engine.shows(&context.image).await?;
-    for archive in images::helpers()? {
+    for archive in images::helpers().await? {
         engine.load(archive).await?;
     }
     Ok(())

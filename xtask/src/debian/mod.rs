@@ -3,6 +3,7 @@
 //! this program ends, however that happens.
 
 mod host;
+mod vm;
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
