@@ -40,7 +40,7 @@ const PACKAGES: &[&str] = &[
 
 /// What came with Docker 26 and Podman 5.
 const NEWER_PACKAGES: &[&str] =
-    &["aardvark-dns", "docker-buildx", "docker-cli", "netavark", "passt"];
+    &["aardvark-dns", "docker-buildx", "docker-cli", "netavark", "nftables", "passt"];
 
 /// The command line of `cargo xtask engines`.
 #[derive(clap::Args)]

@@ -11,7 +11,7 @@ use harness::build::project;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    Capability, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
+    Capability, ContainerConfig, ContainerMetadata, ContainerStatusRequest,
     ContainerStatusResponse, CreateContainerRequest, DnsConfig, ExecSyncRequest, IdMapping,
     ImageSpec, ImageStatusRequest, ImageStatusResponse, Int64Value, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
@@ -29,6 +29,9 @@ use std::path::Path;
 use std::process::Stdio;
 use tokio::process::{Child, Command};
 use tonic::transport::{Channel, Endpoint};
+
+/// The name of the container that pause is. CRI knows a sandbox where other engines have a container.
+const SANDBOX: &str = "sandbox";
 
 const SOCKET: &str = "unix:///run/containerd/containerd.sock";
 
@@ -50,6 +53,9 @@ impl Engine for Containerd {
     const NAME: Name = Name::Containerd;
 
     const STOPS_BY_SIGTERM: bool = false;
+
+    // Version 2.1 does, now and then.
+    const MAY_FORGET: Option<&str> = Some("containerd-shim-runc-v2");
 
     async fn start(image: &Image) -> Result<Self> {
         configure(major().await?)?;
@@ -132,7 +138,8 @@ impl Engine for Containerd {
         let config = Some(self.sandbox_config(name, pid));
         let request = RunPodSandboxRequest { config, ..Default::default() };
         let id = self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
-        Ok(Pod { name: name.to_owned(), id })
+        let pause = Container { name: SANDBOX.to_owned(), id: id.clone() };
+        Ok(Pod { name: name.to_owned(), id, pause })
     }
 
     async fn remap(&mut self, on: bool) -> Result<()> {
@@ -140,25 +147,12 @@ impl Engine for Containerd {
             return Err(Lacks("containerd has user namespaces for pods since version 2").into());
         }
         self.remaps = on;
-        // Version 2.1 forgets the shim of such a pod.
-        script("$1 || busybox pkill -f containerd-shim-runc-v2 || :", &[&on.to_string()])
-            .await
-            .map(drop)
-    }
-
-    async fn pause(&self, pod: &Pod) -> Result<i32> {
-        let details = details(&self.status(pod).await?.info)?;
-        same("the sandbox's image", &details["image"], &json!(self.reference))?;
-        pid(&details)
+        Ok(())
     }
 
     async fn is_up(&self, pod: &Pod) -> Result<bool> {
         let status = self.status(pod).await?.status.context("no status")?;
         Ok(status.state() == PodSandboxState::SandboxReady)
-    }
-
-    async fn pod_log(&self, _: &Pod) -> Result<Option<Log>> {
-        Ok(None)
     }
 
     async fn address(&self, pod: &Pod) -> Result<Option<String>> {
@@ -173,23 +167,6 @@ impl Engine for Containerd {
 
     async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
         ctr(["tasks", "kill", "--signal", signal.as_str(), &pod.id]).await.map(drop)
-    }
-
-    async fn pod_exit_code(&self, pod: &Pod) -> Result<i64> {
-        // CRI does not tell it.
-        until("its end is told", async || {
-            let events = fs::read_to_string(EVENTS)?;
-            // Time, namespace, topic, then the event, in which a zero is left out.
-            for (_, event) in events.lines().filter_map(|line| line.split_once(" /tasks/exit ")) {
-                let event: Value = serde_json::from_str(event)?;
-                // An exec in it ends as well.
-                if event["container_id"] == pod.id && event["id"] == pod.id {
-                    return Ok(Some(event["exit_status"].as_i64().unwrap_or(0)));
-                }
-            }
-            Ok(None)
-        })
-        .await
     }
 
     async fn on_terminal(&self) -> Result<String> {
@@ -256,7 +233,18 @@ impl Engine for Containerd {
     }
 
     async fn pid(&self, container: &Container) -> Result<i32> {
-        pid(&details(&self.container(container).await?.info)?)
+        let details = if container.name == SANDBOX {
+            let request =
+                PodSandboxStatusRequest { pod_sandbox_id: container.id.clone(), verbose: true };
+            let status = self.runtime.clone().pod_sandbox_status(request).await?.into_inner();
+            let details = details(&status.info)?;
+            same("the sandbox's image", &details["image"], &json!(self.reference))?;
+            details
+        } else {
+            details(&self.container(container).await?.info)?
+        };
+        let pid = details["pid"].as_i64().filter(|pid| *pid > 0);
+        Ok(pid.context("it does not run")? as i32)
     }
 
     async fn exec(&self, container: &Container, command: &[&str]) -> Result<String> {
@@ -271,7 +259,10 @@ impl Engine for Containerd {
         Ok(String::from_utf8(response.stdout)?.trim_end().to_owned())
     }
 
-    async fn log(&self, container: &Container) -> Result<Log> {
+    async fn log(&self, container: &Container) -> Result<Option<Log>> {
+        if container.name == SANDBOX {
+            return Ok(None);
+        }
         let status = self.container(container).await?.status.context("no status")?;
         let mut log = Log::default();
         for line in fs::read_to_string(status.log_path)?.lines() {
@@ -281,7 +272,7 @@ impl Engine for Containerd {
             let text = words.nth(1).unwrap_or_default().to_owned();
             if stream == "stdout" { &mut log.stdout } else { &mut log.stderr }.push(text);
         }
-        Ok(log)
+        Ok(Some(log))
     }
 
     async fn stop(&self, container: &Container) -> Result<()> {
@@ -291,10 +282,18 @@ impl Engine for Containerd {
     }
 
     async fn exit_code(&self, container: &Container) -> Result<i64> {
-        until("the container has ended", async || {
-            let status = self.container(container).await?.status.context("no status")?;
-            let ended = status.state() == ContainerState::ContainerExited;
-            Ok(ended.then_some(status.exit_code.into()))
+        // CRI does not tell it.
+        until("its end is told", async || {
+            let events = fs::read_to_string(EVENTS)?;
+            // Time, namespace, topic, then the event, in which a zero is left out.
+            for (_, event) in events.lines().filter_map(|line| line.split_once(" /tasks/exit ")) {
+                let event: Value = serde_json::from_str(event)?;
+                // An exec in it ends as well.
+                if event["container_id"] == container.id && event["id"] == container.id {
+                    return Ok(Some(event["exit_status"].as_i64().unwrap_or(0)));
+                }
+            }
+            Ok(None)
         })
         .await
     }
@@ -485,10 +484,4 @@ impl Containerd {
 /// What containerd adds to its answers when asked for details.
 fn details(info: &HashMap<String, String>) -> Result<Value> {
     Ok(serde_json::from_str(info.get("info").context("containerd gives no details")?)?)
-}
-
-/// The process that such details are about.
-fn pid(details: &Value) -> Result<i32> {
-    let pid = details["pid"].as_i64().filter(|pid| *pid > 0);
-    Ok(pid.context("it does not run")? as i32)
 }

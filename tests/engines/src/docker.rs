@@ -114,7 +114,9 @@ impl Engine for Docker {
         let pid: &[_] = if sandbox == Sandbox::HostPid { &["--pid=host"] } else { &[] };
         let mut client = client();
         client.args(RUN).args(["--name", name, "--ipc=shareable"]).args(pid).arg(&self.reference);
-        Ok(Pod { name: name.to_owned(), id: success(&mut client).await? })
+        let id = success(&mut client).await?;
+        let pause = Container { name: name.to_owned(), id: id.clone() };
+        Ok(Pod { name: name.to_owned(), id, pause })
     }
 
     async fn remap(&mut self, on: bool) -> Result<()> {
@@ -125,16 +127,8 @@ impl Engine for Docker {
         self.restart_daemon().await
     }
 
-    async fn pause(&self, pod: &Pod) -> Result<i32> {
-        process(&pod.id).await
-    }
-
     async fn is_up(&self, pod: &Pod) -> Result<bool> {
         Ok(inspect(&pod.id).await?["State"]["Running"] == true)
-    }
-
-    async fn pod_log(&self, pod: &Pod) -> Result<Option<Log>> {
-        logs(&pod.id).await.map(Some)
     }
 
     async fn address(&self, pod: &Pod) -> Result<Option<String>> {
@@ -149,10 +143,6 @@ impl Engine for Docker {
 
     async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
         docker(["kill", "--signal", signal.as_str(), &pod.id]).await.map(drop)
-    }
-
-    async fn pod_exit_code(&self, pod: &Pod) -> Result<i64> {
-        wait(&pod.id).await
     }
 
     async fn on_terminal(&self) -> Result<String> {
@@ -186,15 +176,19 @@ impl Engine for Docker {
     }
 
     async fn pid(&self, container: &Container) -> Result<i32> {
-        process(&container.id).await
+        let container = inspect(&container.id).await?;
+        let pid = container["State"]["Pid"].as_i64().filter(|pid| *pid > 0);
+        Ok(pid.with_context(|| format!("it does not run: {}", container["State"]))? as i32)
     }
 
     async fn exec(&self, container: &Container, command: &[&str]) -> Result<String> {
         docker(["exec", &container.id].iter().chain(command).copied()).await
     }
 
-    async fn log(&self, container: &Container) -> Result<Log> {
-        logs(&container.id).await
+    async fn log(&self, container: &Container) -> Result<Option<Log>> {
+        let output = end(client().args(["logs", &container.id])).await?;
+        ensure!(output.status.success(), "docker logs: {}", output.status);
+        Ok(Some(Log::new(&output.stdout, &output.stderr)))
     }
 
     async fn stop(&self, container: &Container) -> Result<()> {
@@ -202,7 +196,10 @@ impl Engine for Docker {
     }
 
     async fn exit_code(&self, container: &Container) -> Result<i64> {
-        wait(&container.id).await
+        docker(["wait", &container.id]).await?;
+        let state = &inspect(&container.id).await?["State"];
+        same("whether memory ran out", state["OOMKilled"].as_bool(), Some(false))?;
+        state["ExitCode"].as_i64().context("no exit code")
     }
 
     async fn remove(&self, container: Container) -> Result<()> {
@@ -266,28 +263,6 @@ fn client() -> Command {
 
 async fn docker<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
     success(client().args(arguments)).await
-}
-
-/// The process of a container, as the host numbers it.
-async fn process(id: &str) -> Result<i32> {
-    let container = inspect(id).await?;
-    let pid = container["State"]["Pid"].as_i64().filter(|pid| *pid > 0);
-    Ok(pid.with_context(|| format!("it does not run: {}", container["State"]))? as i32)
-}
-
-/// Waits until a container has ended, not for lack of memory, and returns its exit code.
-async fn wait(id: &str) -> Result<i64> {
-    docker(["wait", id]).await?;
-    let state = &inspect(id).await?["State"];
-    same("whether memory ran out", state["OOMKilled"].as_bool(), Some(false))?;
-    state["ExitCode"].as_i64().context("no exit code")
-}
-
-/// What a container wrote.
-async fn logs(id: &str) -> Result<Log> {
-    let output = end(client().args(["logs", id])).await?;
-    ensure!(output.status.success(), "docker logs: {}", output.status);
-    Ok(Log::new(&output.stdout, &output.stderr))
 }
 
 /// What Docker knows of an image or a container.

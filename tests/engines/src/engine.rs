@@ -42,6 +42,8 @@ pub struct Pod {
     pub name: String,
     /// What the engine calls it.
     pub id: String,
+    /// The container that pause is.
+    pub pause: Container,
 }
 
 /// A container in a pod.
@@ -131,6 +133,9 @@ pub trait Engine: Sized + 'static {
     /// Whether a pod has a kernel of its own, so that its processes are not the host's.
     const OWN_KERNEL: bool = false;
 
+    /// The program whose processes it may leave behind.
+    const MAY_FORGET: Option<&str> = None;
+
     /// The user that pause is in a pod: the image's.
     const USER: u32 = USER;
 
@@ -177,14 +182,8 @@ pub trait Engine: Sized + 'static {
         Err(Lacks("it has no user namespaces for pods").into())
     }
 
-    /// The process of the pod's pause, as the host numbers it; an error when it does not run.
-    async fn pause(&self, pod: &Pod) -> Result<i32>;
-
     /// Whether the engine believes that the pod lives.
     async fn is_up(&self, pod: &Pod) -> Result<bool>;
-
-    /// What pause wrote. None where the engine keeps no log of it.
-    async fn pod_log(&self, pod: &Pod) -> Result<Option<Log>>;
 
     /// The pod's IP address. None where it has none.
     async fn address(&self, pod: &Pod) -> Result<Option<String>>;
@@ -199,9 +198,6 @@ pub trait Engine: Sized + 'static {
 
     /// Sends pause a signal, by the engine.
     async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()>;
-
-    /// Waits until pause has ended, and returns its exit code. Works once after each start.
-    async fn pod_exit_code(&self, pod: &Pod) -> Result<i64>;
 
     /// A command of the shell that runs a container of the image on a terminal, until it ends.
     async fn on_terminal(&self) -> Result<String>;
@@ -221,13 +217,13 @@ pub trait Engine: Sized + 'static {
     /// Runs a command in a container and returns what it prints, without the last line break.
     async fn exec(&self, container: &Container, command: &[&str]) -> Result<String>;
 
-    /// What a container wrote.
-    async fn log(&self, container: &Container) -> Result<Log>;
+    /// What a container wrote. None where the engine keeps no log of it.
+    async fn log(&self, container: &Container) -> Result<Option<Log>>;
 
     /// Stops a container as the engine itself does: SIGTERM first.
     async fn stop(&self, container: &Container) -> Result<()>;
 
-    /// Waits until a container has ended, and returns its exit code.
+    /// Waits until a container has ended, and returns its exit code. Works once after each start.
     async fn exit_code(&self, container: &Container) -> Result<i64>;
 
     /// Removes a container, whether it runs or not.

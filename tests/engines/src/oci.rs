@@ -190,7 +190,9 @@ impl<R: Runtime> Engine for Oci<R> {
         config["annotations"] = json!({ "io.kubernetes.cri.container-type": "sandbox" });
         let remapped = sandbox == Sandbox::Remapped;
         // No name may be the beginning of another one: gVisor takes it for both.
-        let pod = Pod { name: name.to_owned(), id: format!("{name}.pause") };
+        let id = format!("{name}.pause");
+        let pause = Container { name: name.to_owned(), id: id.clone() };
+        let pod = Pod { name: name.to_owned(), id, pause };
         self.create(&pod.id, &self.reference, config, remapped).await?;
         self.link(&pod).await?;
         Ok(pod)
@@ -201,16 +203,8 @@ impl<R: Runtime> Engine for Oci<R> {
         Ok(())
     }
 
-    async fn pause(&self, pod: &Pod) -> Result<i32> {
-        self.process(&pod.id).await
-    }
-
     async fn is_up(&self, pod: &Pod) -> Result<bool> {
         Ok(self.process(&pod.id).await.is_ok())
-    }
-
-    async fn pod_log(&self, pod: &Pod) -> Result<Option<Log>> {
-        self.logs(&pod.id).map(Some)
     }
 
     async fn address(&self, pod: &Pod) -> Result<Option<String>> {
@@ -227,10 +221,6 @@ impl<R: Runtime> Engine for Oci<R> {
 
     async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
         success(runtime::<R>().args(["kill", &pod.id, signal.as_str()])).await.map(drop)
-    }
-
-    async fn pod_exit_code(&self, pod: &Pod) -> Result<i64> {
-        self.wait(&pod.id).await
     }
 
     async fn on_terminal(&self) -> Result<String> {
@@ -294,8 +284,8 @@ impl<R: Runtime> Engine for Oci<R> {
         success(runtime::<R>().args(["exec", &container.id]).args(command)).await
     }
 
-    async fn log(&self, container: &Container) -> Result<Log> {
-        self.logs(&container.id)
+    async fn log(&self, container: &Container) -> Result<Option<Log>> {
+        self.logs(&container.id).map(Some)
     }
 
     async fn stop(&self, container: &Container) -> Result<()> {

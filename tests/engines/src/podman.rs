@@ -135,7 +135,7 @@ impl<const ROOTLESS: bool> Engine for Podman<ROOTLESS> {
     }
 
     async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod> {
-        let infra = format!("--infra-name={}", infra(name));
+        let infra = format!("--infra-name={name}-infra");
         let mut create = vec!["pod", "create", "--name", name, &infra, "--share=pid,ipc,net,uts"];
         if ROOTLESS {
             // By default each pod has a network of its own, and cannot be reached in it.
@@ -146,7 +146,8 @@ impl<const ROOTLESS: bool> Engine for Podman<ROOTLESS> {
         }
         let id = self.podman(create).await?;
         self.podman(["pod", "start", name]).await?;
-        Ok(Pod { name: name.to_owned(), id })
+        let pause = Container { name: name.to_owned(), id: format!("{name}-infra") };
+        Ok(Pod { name: name.to_owned(), id, pause })
     }
 
     async fn remap(&mut self, _: bool) -> Result<()> {
@@ -156,21 +157,13 @@ impl<const ROOTLESS: bool> Engine for Podman<ROOTLESS> {
         if ROOTLESS { Ok(()) } else { Err(Lacks(reason).into()) }
     }
 
-    async fn pause(&self, pod: &Pod) -> Result<i32> {
-        self.process(&infra(&pod.name)).await
-    }
-
     async fn is_up(&self, pod: &Pod) -> Result<bool> {
         let state = self.podman(["pod", "inspect", "--format", "{{.State}}", &pod.id]).await?;
         Ok(state == "Running")
     }
 
-    async fn pod_log(&self, pod: &Pod) -> Result<Option<Log>> {
-        self.logs(&infra(&pod.name)).await.map(Some)
-    }
-
     async fn address(&self, pod: &Pod) -> Result<Option<String>> {
-        let infra = self.inspect(&["inspect", &infra(&pod.name)]).await?;
+        let infra = self.inspect(&["inspect", &pod.pause.id]).await?;
         let network = &infra["NetworkSettings"]["Networks"]["podman"];
         Ok(Some(network["IPAddress"].as_str().context("the pod has no address")?.to_owned()))
     }
@@ -189,11 +182,7 @@ impl<const ROOTLESS: bool> Engine for Podman<ROOTLESS> {
     }
 
     async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
-        self.podman(["kill", "--signal", signal.as_str(), &infra(&pod.name)]).await.map(drop)
-    }
-
-    async fn pod_exit_code(&self, pod: &Pod) -> Result<i64> {
-        self.wait(&infra(&pod.name)).await
+        self.podman(["kill", "--signal", signal.as_str(), &pod.pause.id]).await.map(drop)
     }
 
     async fn on_terminal(&self) -> Result<String> {
@@ -224,15 +213,20 @@ impl<const ROOTLESS: bool> Engine for Podman<ROOTLESS> {
     }
 
     async fn pid(&self, container: &Container) -> Result<i32> {
-        self.process(&container.id).await
+        let inspect = ["inspect", "--format", "{{.State.Pid}}", &container.id];
+        let pid: i32 = self.podman(inspect).await?.parse()?;
+        ensure!(pid > 0, "{} does not run", container.id);
+        Ok(pid)
     }
 
     async fn exec(&self, container: &Container, command: &[&str]) -> Result<String> {
         self.podman(["exec", &container.id].iter().chain(command).copied()).await
     }
 
-    async fn log(&self, container: &Container) -> Result<Log> {
-        self.logs(&container.id).await
+    async fn log(&self, container: &Container) -> Result<Option<Log>> {
+        let output = end(self.client().args(["logs", &container.id])).await?;
+        ensure!(output.status.success(), "podman logs: {}", output.status);
+        Ok(Some(Log::new(&output.stdout, &output.stderr)))
     }
 
     async fn stop(&self, container: &Container) -> Result<()> {
@@ -240,7 +234,13 @@ impl<const ROOTLESS: bool> Engine for Podman<ROOTLESS> {
     }
 
     async fn exit_code(&self, container: &Container) -> Result<i64> {
-        self.wait(&container.id).await
+        // Not by `podman wait`: that takes 20 seconds longer for an ordinary user's.
+        until(&format!("{} has ended", container.id), async || {
+            let state = &self.inspect(&["inspect", &container.id]).await?["State"];
+            let ended = matches!(state["Status"].as_str(), Some("exited" | "stopped"));
+            Ok(ended.then(|| state["ExitCode"].as_i64()).flatten())
+        })
+        .await
     }
 
     async fn remove(&self, container: Container) -> Result<()> {
@@ -269,39 +269,8 @@ fn configure() -> Result<()> {
     Ok(fs::write("/etc/containers/containers.conf.d/engines.conf", config)?)
 }
 
-/// The name of the container that pause is, in the pod `pod`.
-fn infra(pod: &str) -> String {
-    format!("{pod}-infra")
-}
-
 impl<const ROOTLESS: bool> Podman<ROOTLESS> {
     const AS: &[&str] = if ROOTLESS { AS_USER } else { AS_ROOT };
-
-    /// The process of a container, as the host numbers it.
-    async fn process(&self, container: &str) -> Result<i32> {
-        let pid = self.podman(["inspect", "--format", "{{.State.Pid}}", container]).await?;
-        let pid = pid.parse().with_context(|| format!("the PID of {container} is {pid:?}"))?;
-        ensure!(pid > 0, "{container} does not run");
-        Ok(pid)
-    }
-
-    /// Waits until a container has ended, and returns its exit code. Not by `podman wait`: that is
-    /// seen to take 20 seconds longer for an ordinary user's.
-    async fn wait(&self, container: &str) -> Result<i64> {
-        until(&format!("{container} has ended"), async || {
-            let state = &self.inspect(&["inspect", container]).await?["State"];
-            let ended = matches!(state["Status"].as_str(), Some("exited" | "stopped"));
-            Ok(ended.then(|| state["ExitCode"].as_i64()).flatten())
-        })
-        .await
-    }
-
-    /// What a container wrote.
-    async fn logs(&self, container: &str) -> Result<Log> {
-        let output = end(self.client().args(["logs", container])).await?;
-        ensure!(output.status.success(), "podman logs: {}", output.status);
-        Ok(Log::new(&output.stdout, &output.stderr))
-    }
 
     /// What Podman knows, asked for by `command`.
     async fn inspect(&self, command: &[&str]) -> Result<Value> {

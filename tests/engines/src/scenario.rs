@@ -88,7 +88,8 @@ pub struct Context {
 }
 
 impl Context {
-    fn leaves_out(&self, what: &str) {
+    /// Notes what the current scenario does not look at, and why.
+    pub fn leaves_out(&self, what: &str) {
         self.left_out.borrow_mut().insert(what.to_owned());
     }
 }
@@ -159,7 +160,7 @@ async fn stop<E: Engine>(engine: &E, context: &Context) -> Result<()> {
     let before = surroundings(engine).await?;
     let (pod, _) = start(engine, context, "stopped", Sandbox::Usual).await?;
     engine.stop_pod(&pod).await?;
-    let code = engine.pod_exit_code(&pod).await?;
+    let code = engine.exit_code(&pod.pause).await?;
     is_down(engine, &pod).await?;
     if E::STOPS_BY_SIGTERM {
         same("the exit code", code, 0)?;
@@ -173,7 +174,7 @@ async fn stop<E: Engine>(engine: &E, context: &Context) -> Result<()> {
 
     let (pod, _) = start(engine, context, "killed", Sandbox::Usual).await?;
     engine.signal_pod(&pod, Signal::SIGKILL).await?;
-    same("the exit code after SIGKILL", engine.pod_exit_code(&pod).await?, 137)?;
+    same("the exit code after SIGKILL", engine.exit_code(&pod.pause).await?, 137)?;
     is_down(engine, &pod).await?;
     says(engine, context, &pod, &[]).await?;
     engine.remove_pod(pod).await?;
@@ -193,7 +194,7 @@ async fn outside<E: Engine>(engine: &E, context: &Context) -> Result<()> {
                 true => kill(Pid::from_raw(pause.pid), signal)?,
             }
             let what = format!("the exit code after {signal}");
-            same(&what, engine.pod_exit_code(&pod).await?, 0)?;
+            same(&what, engine.exit_code(&pod.pause).await?, 0)?;
             is_down(engine, &pod).await?;
             says(engine, context, &pod, &[&format!("pause: {signal}")]).await?;
             engine.remove_pod(pod).await?;
@@ -242,7 +243,7 @@ async fn inside<E: Engine>(engine: &E, context: &Context) -> Result<()> {
         engine.remove(sender).await?;
     }
     engine.signal_pod(&pod, Signal::SIGINT).await?;
-    same("the exit code", engine.pod_exit_code(&pod).await?, 0)?;
+    same("the exit code", engine.exit_code(&pod.pause).await?, 0)?;
     says(engine, context, &pod, &["pause: SIGINT"]).await?;
     engine.remove_pod(pod).await
 }
@@ -259,7 +260,7 @@ async fn arguments(engine: &impl Engine, context: &Context) -> Result<()> {
         let spec = Spec { shares_pid: false, ..Spec::new(&context.image.reference, &arguments) };
         let container = engine.run(&pod, name, spec).await?;
         same("the exit code", engine.exit_code(&container).await?, code)?;
-        logged(async || engine.log(&container).await, stdout, stderr).await?;
+        logged(engine, &container, stdout, stderr).await?;
     }
     engine.remove_pod(pod).await
 }
@@ -326,7 +327,7 @@ async fn tutorial(engine: &impl Engine, context: &Context) -> Result<()> {
     let fetch = ["wget", "-q", "-O", "-", "http://127.0.0.1/"];
     let client = engine.run(&pod, "client", Spec::new(BUSYBOX, &fetch)).await?;
     same("the exit code of the client", engine.exit_code(&client).await?, 0)?;
-    logged(async || engine.log(&client).await, &[HELLO], &[]).await?;
+    logged(engine, &client, &[HELLO], &[]).await?;
 
     match engine.address(&pod).await? {
         Some(address) => {
@@ -434,7 +435,7 @@ async fn killed<E: Engine>(engine: &E, context: &Context) -> Result<()> {
     let (pod, pause) = start(engine, context, "killed", Sandbox::Usual).await?;
     let beside = engine.run(&pod, "beside", IDLE).await?;
     kill(Pid::from_raw(pause.pid), Signal::SIGKILL)?;
-    same("the exit code", engine.pod_exit_code(&pod).await?, 137)?;
+    same("the exit code", engine.exit_code(&pod.pause).await?, 137)?;
     is_down(engine, &pod).await?;
     // The kernel takes the PID namespace down with its PID 1; gVisor's goes itself.
     let code = if E::OWN_KERNEL { 128 } else { 137 };
@@ -473,7 +474,7 @@ async fn hardened<E: Engine>(engine: &E, context: &Context) -> Result<()> {
     }
     engine.stop(&container).await?;
     same("the exit code", engine.exit_code(&container).await?, 0)?;
-    logged(async || engine.log(&container).await, &[], &[STOPPED]).await?;
+    logged(engine, &container, &[], &[STOPPED]).await?;
     engine.remove_pod(pod).await
 }
 
@@ -669,7 +670,7 @@ async fn start(
 
 /// Waits until a pod's pause sleeps; it has to be ours.
 async fn asleep<E: Engine>(engine: &E, context: &Context, pod: &Pod) -> Result<Process> {
-    let pid = engine.pause(pod).await?;
+    let pid = engine.pid(&pod.pause).await?;
     if E::OWN_KERNEL {
         context.leaves_out("whether pause sleeps all the time: the host does not see it");
         return Ok(Process::new(pid)?);
@@ -684,7 +685,7 @@ async fn stops<E: Engine>(engine: &E, context: &Context, pod: &Pod, log: &[&str]
     } else {
         engine.signal_pod(pod, Signal::SIGTERM).await?;
     }
-    same("the exit code", engine.pod_exit_code(pod).await?, 0)?;
+    same("the exit code", engine.exit_code(&pod.pause).await?, 0)?;
     is_down(engine, pod).await?;
     says(engine, context, pod, log).await
 }
@@ -697,16 +698,17 @@ async fn is_down(engine: &impl Engine, pod: &Pod) -> Result<()> {
 
 /// Waits until a pod's pause has said just this on stderr, where the engine keeps it.
 async fn says(engine: &impl Engine, context: &Context, pod: &Pod, stderr: &[&str]) -> Result<()> {
-    if engine.pod_log(pod).await?.is_none() {
+    if engine.log(&pod.pause).await?.is_none() {
         context.leaves_out("what pause writes: the engine keeps no log of it");
         return Ok(());
     }
-    logged(async || engine.pod_log(pod).await?.context("no log"), &[], stderr).await
+    logged(engine, &pod.pause, &[], stderr).await
 }
 
 /// Waits until a log is complete, and just this.
 async fn logged(
-    read: impl AsyncFn() -> Result<Log>,
+    engine: &impl Engine,
+    container: &Container,
     stdout: &[&str],
     stderr: &[&str],
 ) -> Result<()> {
@@ -714,7 +716,7 @@ async fn logged(
     let expected = Log { stdout: lines(stdout), stderr: lines(stderr) };
     let mut seen = Log::default();
     let complete = until("the log is complete", async || {
-        seen = read().await?;
+        seen = engine.log(container).await?.context("there is no log")?;
         let complete =
             seen.stdout.len() >= stdout.len() && seen.stderr.len() >= expected.stderr.len();
         Ok(complete.then_some(()))

@@ -95,7 +95,8 @@ impl Debian {
     fn kernel(&self) -> Result<Vec<String>> {
         let found = which::which(QEMU).is_ok();
         ensure!(found, "{QEMU} is needed: apt-get install qemu-system-x86");
-        let file = |name| Ok::<_, anyhow::Error>(self.folder.join("root").join(name).canonicalize()?);
+        let file =
+            |name| Ok::<_, anyhow::Error>(self.folder.join("root").join(name).canonicalize()?);
         let [kernel, initrd] = [file("vmlinuz")?, file("initrd.img")?];
         let mut options = ["-cpu", "max", "-nographic", "-no-reboot", "-nic", "none"].to_vec();
         let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
