@@ -45,6 +45,6 @@ for name in busybox:static nginx:debian; do
     image=${name%:*}
     umoci new --image "layout:$image"
     umoci insert --image "layout:$image" "$image" /
-    umoci config --image "layout:$image" --config.env PATH=/bin
+    umoci config --image "layout:$image" --config.env PATH=/bin --config.cmd "$image"
     skopeo --insecure-policy copy --quiet "oci:layout:$image" "docker-archive:$image.tar:localhost/$name"
 done

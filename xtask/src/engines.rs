@@ -1,6 +1,6 @@
 //! `cargo xtask engines`: the image on real container engines, in Debian systems of their own.
 
-use crate::debian::{Debian, Release};
+use crate::debian::{self, Debian, Release};
 use crate::image::{self, Recipe, Selection};
 use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor, project};
@@ -38,6 +38,9 @@ const PACKAGES: &[&str] = &[
     "umoci",
 ];
 
+/// What Kubernetes needs besides.
+const KUBERNETES_PACKAGES: &[&str] = &["etcd-server"];
+
 /// What came with Docker 26 and Podman 5.
 const NEWER_PACKAGES: &[&str] =
     &["aardvark-dns", "docker-buildx", "docker-cli", "netavark", "nftables", "passt"];
@@ -70,8 +73,12 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     const REPORT: &str = "/report.md";
     let release = args.release.name();
-    let newer = if args.release == Release::Bookworm { &[] } else { NEWER_PACKAGES };
-    let mut debian = Debian::make(release, args.release, &[PACKAGES, newer].concat())?;
+    let is_bookworm = args.release == Release::Bookworm;
+    let more = if is_bookworm { KUBERNETES_PACKAGES } else { NEWER_PACKAGES };
+    let mut debian = Debian::make(release, args.release, &[PACKAGES, more].concat())?;
+    if is_bookworm && !args.vm {
+        debian.show.extend(kubernetes(args)?);
+    }
     let mut command = program(&mut debian)?;
     let mut add = |words: &[&str]| command.extend(words.iter().map(|word| (*word).to_owned()));
     if let Some(names) = &args.require {
@@ -148,6 +155,19 @@ fn program(debian: &mut Debian) -> Result<Vec<String>> {
     debian.show.push((build::sysroot()?, "/rust"));
     debian.show.push((cargo.join("registry"), "/registry"));
     Ok(command)
+}
+
+/// The programs of Kubernetes, if they are there, and where the system is to see them. They are built
+/// if Kubernetes is asked for.
+fn kubernetes(args: &Args) -> Result<Option<(PathBuf, &'static str)>> {
+    let folder = project().join("target/kubernetes");
+    let names = [Some(&args.filter), args.require.as_ref()];
+    let is_asked_for = names.into_iter().flatten().any(|names| names.contains("kubernetes"));
+    if is_asked_for && !folder.exists() {
+        eprintln!("Building Kubernetes in {} (about 10 minutes)", folder.display());
+        debian::make_by_script("tests/engines/kubernetes/build.sh", &folder)?;
+    }
+    Ok(folder.exists().then_some((folder, "/opt/kubernetes")))
 }
 
 /// Makes the image `name` for other platforms than this machine's, and returns where it is. None if

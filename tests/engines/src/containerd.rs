@@ -319,7 +319,8 @@ fn client() -> Command {
     client
 }
 
-async fn ctr<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+/// Runs containerd's own client, for the namespace of CRI.
+pub async fn ctr<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
     success(client().args(arguments)).await
 }
 

@@ -1,6 +1,7 @@
 //! What an engine does for a pod. The scenarios speak to every engine in these words.
 
 use crate::images::Image;
+use crate::scenario::{Context, Scenario};
 use anyhow::Result;
 use clap::ValueEnum;
 use harness::sandbox::USER;
@@ -28,6 +29,8 @@ pub enum Name {
     Crun,
     /// gVisor with bundles of our own
     Runsc,
+    /// Kubernetes, driven by kubectl
+    Kubernetes,
 }
 
 impl Display for Name {
@@ -235,6 +238,58 @@ pub trait Engine: Sized + 'static {
         let name = container.name.clone();
         self.remove(container).await?;
         self.run(pod, &name, spec).await
+    }
+}
+
+/// A column of the matrix: an engine, or what runs engines by itself.
+pub trait Column: Sized {
+    /// Its name.
+    const NAME: Name;
+
+    /// Starts it.
+    async fn start(image: &Image) -> Result<Self>;
+
+    /// The version, as a number.
+    async fn version(&self) -> Result<String>;
+
+    /// Tries it for a scenario.
+    async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()>;
+
+    /// What it lists of pods.
+    async fn list(&self) -> Result<HashSet<String>>;
+
+    /// Removes all pods.
+    async fn remove_all(&self) -> Result<()>;
+
+    /// Stops its daemons, if it has any.
+    async fn end(self) -> Result<()>;
+}
+
+impl<E: Engine> Column for E {
+    const NAME: Name = <E as Engine>::NAME;
+
+    async fn start(image: &Image) -> Result<Self> {
+        <E as Engine>::start(image).await
+    }
+
+    async fn version(&self) -> Result<String> {
+        Engine::version(self).await
+    }
+
+    async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
+        scenario.run(self, context).await
+    }
+
+    async fn list(&self) -> Result<HashSet<String>> {
+        Engine::list(self).await
+    }
+
+    async fn remove_all(&self) -> Result<()> {
+        Engine::remove_all(self).await
+    }
+
+    async fn end(self) -> Result<()> {
+        Engine::end(self).await
     }
 }
 

@@ -55,7 +55,7 @@ pub fn cgroup_version() -> u8 {
     if Path::new(CGROUPS).join("cgroup.procs").exists() { 2 } else { 1 }
 }
 
-/// The bytes of memory that the control group of `process` may use.
+/// The bytes of memory that the control group of `process` may use, and those that it is in.
 pub fn memory_limit(process: &Process) -> Result<u64> {
     for group in process.cgroups()? {
         let (hierarchy, file) = match cgroup_version() {
@@ -63,8 +63,12 @@ pub fn memory_limit(process: &Process) -> Result<u64> {
             1 if group.controllers == ["memory"] => ("memory", "memory.limit_in_bytes"),
             _ => continue,
         };
-        let path = Path::new(CGROUPS).join(hierarchy).join(&group.pathname[1..]).join(file);
-        return fs::read_to_string(path)?.trim().parse().context("there is no limit");
+        let top = Path::new(CGROUPS).join(hierarchy);
+        let path = top.join(&group.pathname[1..]);
+        let groups = path.ancestors().take_while(|group| group.starts_with(&top));
+        let limits = groups.filter_map(|group| fs::read_to_string(group.join(file)).ok());
+        let least = limits.filter_map(|limit| limit.trim().parse().ok()).min();
+        return least.context("there is no limit");
     }
     bail!("it is in no control group for memory")
 }

@@ -7,6 +7,7 @@ mod docker;
 mod engine;
 mod host;
 mod images;
+mod kubernetes;
 mod oci;
 mod podman;
 mod report;
@@ -18,6 +19,7 @@ use containerd::Containerd;
 use docker::Docker;
 use engine::Name;
 use images::Image;
+use kubernetes::Kubernetes;
 use oci::{Crun, Oci, Runc, Runsc};
 use podman::Podman;
 use report::Report;
@@ -73,6 +75,7 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     report.on::<Oci<Runc>>().await?;
     report.on::<Oci<Crun>>().await?;
     report.on::<Oci<Runsc>>().await?;
+    report.on::<Kubernetes>().await?;
     if let Some(path) = args.report {
         report.write(&path)?;
     }

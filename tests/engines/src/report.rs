@@ -1,6 +1,6 @@
 //! Runs the scenarios and tells how they went, in the words of `cargo test`.
 
-use crate::engine::{Engine, Lacks, Name, Skip};
+use crate::engine::{Column, Lacks, Name, Skip};
 use crate::host::{self, cgroup_version};
 use crate::scenario::{Context, Scenario, is_as_before, surroundings};
 use crate::wait::limit;
@@ -45,7 +45,7 @@ impl Report {
     }
 
     /// Tries one engine.
-    pub async fn on<E: Engine>(&mut self) -> Result<()> {
+    pub async fn on<E: Column>(&mut self) -> Result<()> {
         // The others need what is loaded.
         let &[start, load, ref rest @ .., end] = Scenario::value_variants() else {
             unreachable!("there are more")
@@ -70,8 +70,7 @@ impl Report {
         self.engines.push((E::NAME, version));
         let before = surroundings(&engine).await?;
         for scenario in [load].into_iter().chain(rest) {
-            self.note(E::NAME, scenario, async |context| scenario.run(&mut engine, context).await)
-                .await;
+            self.note(E::NAME, scenario, async |context| engine.run(scenario, context).await).await;
         }
         self.note(E::NAME, end, async |context| {
             engine.remove_all().await?;

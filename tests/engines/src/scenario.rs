@@ -1,6 +1,6 @@
 //! What an engine is tried for: the rows of the matrix, and what is done for each.
 
-use crate::engine::{Container, Engine, Log, Pod, Sandbox, Skip, Spec};
+use crate::engine::{self, Container, Engine, Lacks, Log, Pod, Sandbox, Skip, Spec};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
 use crate::wait::{limit, success, until};
@@ -61,6 +61,14 @@ pub enum Scenario {
     Foreign,
     /// From the image for all platforms the engine picks its own.
     Platforms,
+    /// The host's network, another user, a limit of memory, a restart policy.
+    Settings,
+    /// The kubelet removes unused images, and keeps the one of its sandboxes.
+    Garbage,
+    /// As an ordinary container, it keeps room on a node free, and gives way at once.
+    Placeholder,
+    /// As an ordinary container, it is the last one in a DaemonSet that pulls images.
+    PrePull,
     /// Many pods at once, 100 if the machine is no emulation, and none is lost.
     Many,
     /// The Dockerfile makes the same program as cargo.
@@ -103,7 +111,7 @@ impl Scenario {
 
     /// Tries an engine for it. The first and the last are the report's to do.
     ///
-    /// The error is a [`Skip`] or a [`Lacks`](crate::engine::Lacks) when it cannot be tried.
+    /// The error is a [`Skip`] or a [`Lacks`] when it cannot be tried.
     pub async fn run<E: Engine>(self, engine: &mut E, context: &Context) -> Result<()> {
         match self {
             Self::Start | Self::End => Ok(()),
@@ -123,6 +131,9 @@ impl Scenario {
             Self::Remapped => remapped(engine, context).await,
             Self::Foreign => foreign(engine, context).await,
             Self::Platforms => platforms(engine, context).await,
+            Self::Settings | Self::Garbage | Self::Placeholder | Self::PrePull => {
+                Err(Lacks("only Kubernetes has it").into())
+            }
             Self::Many => many(engine, context).await,
             Self::Build => build(engine, context).await,
         }
@@ -136,7 +147,7 @@ const STOPPED: &str = "pause: SIGTERM";
 const WARNING: &str = "pause: warning: not PID 1";
 
 /// What the pod of the tutorial serves.
-const HELLO: &str = "Hello from the debian container";
+pub const HELLO: &str = "Hello from the debian container";
 
 /// Number of pods that are started, looked at or stopped at the same time.
 const CLIENTS: usize = 16;
@@ -225,7 +236,7 @@ async fn outside<E: Engine>(engine: &E, context: &Context) -> Result<()> {
 }
 
 /// The processes that run `/pause`.
-fn pauses() -> Result<HashSet<i32>> {
+pub fn pauses() -> Result<HashSet<i32>> {
     let is_pause = |process: &Process| process.cmdline().is_ok_and(|words| words == ["/pause"]);
     Ok(all_processes()?.flatten().filter(is_pause).map(|process| process.pid).collect())
 }
@@ -583,41 +594,62 @@ async fn build(engine: &impl Engine, context: &Context) -> Result<()> {
     Ok(())
 }
 
-/// PID 1 is `/pause`, as the user it is to be, where the container's own `ps` looks.
+/// Runs scripts in a container.
+pub trait Shell {
+    /// Runs one and returns what it prints.
+    async fn shell(&self, script: &str) -> Result<String>;
+}
+
+impl<E: Engine> Shell for (&E, &Container) {
+    async fn shell(&self, script: &str) -> Result<String> {
+        shell(self.0, self.1, script).await
+    }
+}
+
 async fn pause_is_init<E: Engine>(engine: &E, container: &Container) -> Result<()> {
-    let list = shell(engine, container, "ps -o pid,user,args").await?;
+    is_init(&(engine, container), E::USER).await
+}
+
+/// PID 1 is `/pause`, as the user it is to be, where the container's own `ps` looks.
+pub async fn is_init(container: &impl Shell, user: u32) -> Result<()> {
+    let list = container.shell("ps -o pid,user,args").await?;
     let init = list
         .lines()
         .map(|line| line.split_whitespace().collect::<Vec<_>>())
         .find(|columns| columns.first() == Some(&"1"))
         .with_context(|| format!("ps shows no PID 1:\n{list}"))?;
-    same("PID 1 in ps", init, vec!["1", &E::USER.to_string(), "/pause"])
+    same("PID 1 in ps", init, vec!["1", &user.to_string(), "/pause"])
 }
 
 /// Orphans in the pod are reaped, and pause is not woken for it.
 async fn pause_reaps<E: Engine>(pause: &Process, engine: &E, container: &Container) -> Result<()> {
     let pid = Pid::from_raw(pause.pid);
     let before = activity(pid)?;
-    make_orphans(engine, container).await?;
-    let mut left = 0;
-    let gone = until("every orphan is gone", async || {
-        left = orphans(engine, container).await?.len();
-        Ok((left == 0).then_some(()))
-    });
-    gone.await.with_context(|| format!("{left} orphans are left"))?;
+    reaps(&(engine, container)).await?;
     if E::OWN_KERNEL {
         return Ok(());
     }
     same("what pause cost the scheduler", activity(pid)?, before)
 }
 
+/// Orphans leave no zombie.
+pub async fn reaps(container: &impl Shell) -> Result<()> {
+    make_orphans(container).await?;
+    let mut left = 0;
+    let gone = until("every orphan is gone", async || {
+        left = orphans(container).await?.len();
+        Ok((left == 0).then_some(()))
+    });
+    gone.await.with_context(|| format!("{left} orphans are left"))
+}
+
 /// The counterpart, without which [`pause_reaps`] proves nothing: where PID 1 does not reap, the same
 /// orphans remain as zombies, and are found.
 async fn sleep_does_not_reap(engine: &impl Engine, container: &Container) -> Result<()> {
-    make_orphans(engine, container).await?;
+    make_orphans(&(engine, container)).await?;
     let mut zombies = 0;
     let all = until("every orphan is a zombie", async || {
-        let orphans = orphans(engine, container).await?;
+        let orphans = orphans(&(engine, container)).await?;
         zombies = orphans.iter().filter(|orphan| orphan.state == 'Z').count();
         Ok((zombies >= ORPHANS).then_some(()))
     });
@@ -625,11 +657,11 @@ async fn sleep_does_not_reap(engine: &impl Engine, container: &Container) -> Res
 }
 
 /// Forks twice for each orphan: its parent ends at once.
-async fn make_orphans(engine: &impl Engine, container: &Container) -> Result<()> {
+async fn make_orphans(container: &impl Shell) -> Result<()> {
     // A new process prints its PID. (The last command of a script would not be a new process.)
     let newest = "sh -c 'echo $$'";
     let script = format!("{newest}; for i in $(seq {ORPHANS}); do (: &); done; {newest}; :");
-    let pids = shell(engine, container, &script).await?;
+    let pids = container.shell(&script).await?;
     let pids: Vec<usize> = pids.lines().map(str::parse).collect::<Result<_, _>>()?;
     ensure!(
         matches!(pids[..], [before, after] if after >= before + 2 * ORPHANS),
@@ -639,9 +671,9 @@ async fn make_orphans(engine: &impl Engine, container: &Container) -> Result<()>
 }
 
 /// The processes whose parent is PID 1. What engines put into a pod has a parent outside of it.
-async fn orphans(engine: &impl Engine, container: &Container) -> Result<Vec<Stat>> {
+async fn orphans(container: &impl Shell) -> Result<Vec<Stat>> {
     // Some end while cat is on its way.
-    let stats = shell(engine, container, "cat /proc/[0-9]*/stat 2>/dev/null || true").await?;
+    let stats = container.shell("cat /proc/[0-9]*/stat 2>/dev/null || true").await?;
     let stats: Vec<_> = stats
         .lines()
         .map(|line| Stat::from_read(line.as_bytes()))
@@ -736,7 +768,7 @@ async fn namespaces<E: Engine>(engine: &E, container: &Container) -> Result<Vec<
 }
 
 /// Everything that comes and goes with a pod, on the host and in the engine's lists.
-pub async fn surroundings(engine: &impl Engine) -> Result<HashSet<String>> {
+pub async fn surroundings(engine: &impl engine::Column) -> Result<HashSet<String>> {
     let mut found = host::surroundings()?;
     found.extend(engine.list().await?);
     Ok(found)

@@ -125,9 +125,21 @@ impl Debian {
     }
 }
 
-/// Has mmdebstrap make a root folder.
-fn debootstrap(release: Release, packages: &[&str], folder: &Path) -> Result<()> {
-    // The mirror that this machine uses, whichever it is.
+/// Has a script of ours make a folder, from Debian's packages: it is called with both.
+///
+/// # Errors
+///
+/// When it fails, or there is no mirror of Debian.
+pub fn make_by_script(script: &str, folder: &Path) -> Result<()> {
+    let mut make = isolated();
+    make.args(["--mount-proc", "--"]).arg(project().join(script)).arg(folder).arg(mirror()?);
+    let status = end(&mut make)?;
+    ensure!(status.success(), "{script} cannot make {} ({status})", folder.display());
+    Ok(())
+}
+
+/// The mirror of Debian that this machine uses, whichever it is.
+fn mirror() -> Result<String> {
     let mut targets = Command::new("apt-get");
     targets.args(["indextargets", "--format", "$(REPO_URI)"]);
     let filter = ["Created-By: Packages", "Origin: Debian", "Label: Debian"];
@@ -135,6 +147,12 @@ fn debootstrap(release: Release, packages: &[&str], folder: &Path) -> Result<()>
         targets.args(filter).output().context("cannot run apt-get, which knows mirrors")?;
     let mirrors = String::from_utf8(mirrors.stdout)?;
     let mirror = mirrors.lines().next().context("apt knows no mirror: run apt-get update")?;
+    Ok(mirror.to_owned())
+}
+
+/// Has mmdebstrap make a root folder.
+fn debootstrap(release: Release, packages: &[&str], folder: &Path) -> Result<()> {
+    let mirror = mirror()?;
     let mut make = isolated();
     make.args(["--mount-proc", "--", "mmdebstrap", "--quiet", "--variant=minbase", "--mode=root"]);
     // The lists of a release in the making may be weeks old on a mirror.
