@@ -246,6 +246,9 @@ pub trait Column: Sized {
     /// Its name.
     const NAME: Name;
 
+    /// [`Engine::MAY_FORGET`]
+    const MAY_FORGET: Option<&str> = None;
+
     /// Starts it.
     async fn start(image: &Image) -> Result<Self>;
 
@@ -267,6 +270,8 @@ pub trait Column: Sized {
 
 impl<E: Engine> Column for E {
     const NAME: Name = <E as Engine>::NAME;
+
+    const MAY_FORGET: Option<&str> = <E as Engine>::MAY_FORGET;
 
     async fn start(image: &Image) -> Result<Self> {
         <E as Engine>::start(image).await

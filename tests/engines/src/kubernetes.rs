@@ -113,7 +113,7 @@ impl Column for Kubernetes {
 impl Kubernetes {
     async fn load(&self, context: &Context) -> Result<()> {
         self.containerd.load(&context.image.archive).await?;
-        for archive in images::helpers()? {
+        for archive in images::helpers().await? {
             self.containerd.load(archive).await?;
         }
         Ok(())
