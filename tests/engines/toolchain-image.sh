@@ -1,15 +1,15 @@
 #!/bin/sh
-# Packs what builds Rust from this Debian machine. Run it in the project, so that rustup picks the
-# pinned toolchain. Usage: toolchain-image.sh OUTPUT.tar
+# Packs what builds Rust: a C compiler from this Debian system, the toolchain in /rust, and cargo's
+# registry in /registry. Usage: toolchain-image.sh OUTPUT.tar
 set -eu
 output=$1
-sysroot=$(rustc --print sysroot)
-cargo_home=${CARGO_HOME:-$HOME/.cargo}
+sysroot=/rust
 collect2=$(gcc -print-prog-name=collect2)
 {
     printf '%s\n' /bin /lib /lib64 /bin/sh /usr/bin/dash /usr/bin/chmod /usr/bin/cc /etc/alternatives/cc
-    gcc=$(gcc -dumpversion)
-    dpkg -L gcc "gcc-$gcc" "libgcc-$gcc-dev" libgcc-s1 libc6 libc6-dev
+    # Their names differ between releases.
+    dpkg-query --show --showformat '${db:Status-Status} ${Package}\n' 'cpp*' 'gcc*' 'libc6*' 'libgcc*' |
+        sed -n 's/^installed //p' | xargs dpkg -L
     for program in /bin/sh /bin/chmod "$(readlink -f /usr/bin/gcc)" "$collect2" \
             "$sysroot/bin/rustc" "$sysroot/bin/cargo"; do
         ldd "$program" | grep -o '/[^ ]*'
@@ -23,4 +23,4 @@ collect2=$(gcc -print-prog-name=collect2)
     done |
     tar -C / --no-recursion -cf "$output" -T -
 tar -C "$sysroot" --transform 's,^,usr/local/rust/,S' -rf "$output" bin/cargo bin/rustc lib
-tar -C "$cargo_home" --transform 's,^,usr/local/cargo/,S' -rf "$output" registry/index registry/cache
+tar -C / --transform 's,^,usr/local/cargo/,S' -rf "$output" registry/index registry/cache

@@ -1,46 +1,63 @@
-//! `cargo xtask engines`: the image on real container engines.
+//! `cargo xtask engines`: the image on real container engines, in Debian systems of their own.
 
-use crate::image::{Recipe, Selection};
-use crate::{apt, image};
-use anyhow::{Context, Result};
-use harness::build::{self, Flavor};
+use crate::debian::{self, Debian, Release};
+use crate::image::{self, Recipe, Selection};
+use anyhow::{Context, Result, ensure};
+use harness::build::{self, Flavor, project};
+use harness::markdown::{self, Mode};
 use harness::target::TARGETS;
 use std::env;
-use std::os::unix::process::CommandExt;
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What the engines and their tests need, by its name in Debian and Ubuntu.
-const PACKAGES: [&str; 17] = [
-    "docker.io",
-    "containerd",
-    "podman",
-    "uidmap",
-    "slirp4netns",
+/// What the engines and their scenarios need, in each release.
+const PACKAGES: &[&str] = &[
+    "apparmor",
     "buildah",
-    "runc",
-    "crun",
-    "skopeo",
-    "umoci",
-    "containernetworking-plugins",
-    "iptables",
-    "iproute2",
     "busybox-static",
-    "nginx-light",
-    "util-linux",
-    "protobuf-compiler",
+    "containerd",
+    "containernetworking-plugins",
+    "crun",
+    "dbus",
+    "docker.io",
+    "gcc",
+    "iproute2",
+    "iptables",
+    "libc6-dev",
+    "linux-image-cloud-amd64",
+    "nginx",
+    "podman",
+    "runc",
+    "runsc",
+    "skopeo",
+    "slirp4netns",
+    "systemd-sysv",
+    "udev",
+    "uidmap",
+    "umoci",
 ];
+
+/// What Kubernetes needs besides.
+const KUBERNETES_PACKAGES: &[&str] = &["etcd-server"];
+
+/// What came with Docker 26 and Podman 5.
+const NEWER_PACKAGES: &[&str] =
+    &["aardvark-dns", "docker-buildx", "docker-cli", "netavark", "nftables", "passt"];
 
 /// The command line of `cargo xtask engines`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Install the engines and what their tests need first, with apt; packages may start services
-    #[arg(long)]
-    install: bool,
+    /// Release of Debian that the engines are from
+    #[arg(long, value_enum, default_value = "bookworm")]
+    release: Release,
     /// Fail where one of these engines would be skipped
-    #[arg(long, value_name = "ENGINE,...", value_delimiter = ',')]
-    require: Vec<String>,
-    /// Write the matrix into README.md
+    #[arg(long, value_name = "ENGINE,...")]
+    require: Option<String>,
+    /// Use a virtual machine: control groups of version 2, the release's own kernel
+    #[arg(long)]
+    vm: bool,
+    /// Write the matrix into docs/engines.md
     #[arg(long, conflicts_with = "filter")]
     report: bool,
     /// Run only what has this in its name, such as docker::stop
@@ -48,53 +65,115 @@ pub struct Args {
     filter: String,
 }
 
-/// Builds the image and becomes the program that tries it.
+/// Builds the image and tries it on the engines.
 ///
 /// # Errors
 ///
-/// When something cannot be installed or built. How the engines did is that program's to tell.
+/// When something cannot be built, or a scenario fails.
 pub fn run(args: &Args) -> Result<()> {
-    if args.install {
-        apt::install(&PACKAGES)?;
+    const REPORT: &str = "/report.md";
+    let release = args.release.name();
+    let is_bookworm = args.release == Release::Bookworm;
+    let more = if is_bookworm { KUBERNETES_PACKAGES } else { NEWER_PACKAGES };
+    let mut debian = Debian::make(release, args.release, &[PACKAGES, more].concat())?;
+    if is_bookworm && !args.vm {
+        debian.show.extend(kubernetes(args)?);
     }
-    let foreign = if cfg!(target_arch = "aarch64") { "linux/amd64" } else { "linux/arm64" };
-    let foreign = variant("foreign", foreign)?;
-    let all = variant("all", "all")?;
-    let (image, archive) = image::make(&image::Args::default())?;
-    let binary = build::build(Flavor::Freestanding)?;
+    let mut command = program(&mut debian)?;
+    let mut add = |words: &[&str]| command.extend(words.iter().map(|word| (*word).to_owned()));
+    if let Some(names) = &args.require {
+        add(&["--require", names]);
+    }
+    if args.report {
+        add(&["--report", REPORT]);
+    }
+    let is_emulated = args.vm && !debian.has_kvm()?;
+    if is_emulated {
+        add(&["--slowness", "10", "--pods", "10"]);
+    }
+    add(&[&args.filter]);
 
+    let command: Vec<_> = command.iter().map(String::as_str).collect();
+    let status = match args.vm {
+        false => debian.run(&command)?.code(),
+        true => Some(debian.run_in_vm(&command, !is_emulated, &[REPORT])?),
+    };
+    if args.report {
+        let matrix = fs::read_to_string(debian.changed(REPORT)).context("there is no report")?;
+        let mut commit = Command::new("git");
+        let commit = commit.args(["show", "--no-patch", "--format=Commit %h of %cs"]);
+        let commit = commit.current_dir(project()).output()?.stdout;
+        let commit = String::from_utf8(commit)?.trim().to_owned();
+        let vm = if args.vm { " --vm" } else { "" };
+        let section = format!("cargo xtask engines --release {release}{vm} --report");
+        let content = format!("{commit}. {matrix}");
+        let document = project().join("docs/engines.md");
+        markdown::update_section(&document, &section, &content, Mode::Write)?;
+    }
+    debian.wipe()?;
+    ensure!(status == Some(0), "not every scenario passed");
+    Ok(())
+}
+
+/// Adds the program with the scenarios and what it needs to the system, and returns its command line.
+fn program(debian: &mut Debian) -> Result<Vec<String>> {
     // For the crates that speak CRI, whose own message is about their build scripts.
     let protoc = env::var_os("PROTOC").unwrap_or_else(|| "protoc".into());
-    let remedy = "cargo xtask engines --install, or set PROTOC";
+    let remedy = "apt-get install protobuf-compiler, or set PROTOC";
     Command::new(&protoc)
         .arg("--version")
         .output()
         .with_context(|| format!("the protobuf compiler {protoc:?} is needed: {remedy}"))?;
+    let program = build::build_program("engines")?;
 
-    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.current_dir(build::project());
-    cargo.args(["run", "--package=engines", "--profile=engines", "--"]);
-    cargo.arg("--image").arg(archive);
-    cargo.args(["--reference", &image.reference]);
-    cargo.arg("--binary").arg(binary);
-    for (option, archive) in [("--foreign", foreign), ("--all", all)] {
-        cargo.args(archive.iter().flat_map(|archive| [option.as_ref(), archive.as_os_str()]));
+    let (image, archive) = image::make(&image::Args::default())?;
+    let foreign = if cfg!(target_arch = "aarch64") { "linux/amd64" } else { "linux/arm64" };
+    let files = [
+        ("--image", Some(archive)),
+        ("--binary", Some(build::build(Flavor::Freestanding)?)),
+        ("--foreign", variant("foreign", foreign)?),
+        ("--all", variant("all", "all")?),
+    ];
+    debian.add(&program, "/inputs/engines")?;
+    let mut command =
+        ["env", "PAUSE_PROJECT=/project", "/inputs/engines"].map(str::to_owned).to_vec();
+    command.extend(["--reference".to_owned(), image.reference]);
+    for (option, file) in files {
+        let Some(file) = file else { continue };
+        let place = format!("/inputs/{}", option.trim_start_matches('-'));
+        debian.add(&file, &place)?;
+        command.extend([option.to_owned(), place]);
     }
-    if args.report {
-        cargo.arg("--report").arg(build::project().join("README.md"));
+
+    // For building the Dockerfile without a registry.
+    let sources = debian.changed("/project");
+    fs::create_dir_all(&sources)?;
+    build::copy_sources(&sources)?;
+    let home = |name| env::var_os(name).map_or_else(|| PathBuf::from("/"), PathBuf::from);
+    let cargo =
+        env::var_os("CARGO_HOME").map_or_else(|| home("HOME").join(".cargo"), PathBuf::from);
+    debian.show.push((build::sysroot()?, "/rust"));
+    debian.show.push((cargo.join("registry"), "/registry"));
+    Ok(command)
+}
+
+/// The programs of Kubernetes, if they are there, and where the system is to see them. They are built
+/// if Kubernetes is asked for.
+fn kubernetes(args: &Args) -> Result<Option<(PathBuf, &'static str)>> {
+    let folder = project().join("target/kubernetes");
+    let names = [Some(&args.filter), args.require.as_ref()];
+    let is_asked_for = names.into_iter().flatten().any(|names| names.contains("kubernetes"));
+    if is_asked_for && !folder.exists() {
+        eprintln!("Building Kubernetes in {} (about 10 minutes)", folder.display());
+        debian::make_by_script("tests/engines/kubernetes/build.sh", &folder)?;
     }
-    for engine in &args.require {
-        cargo.args(["--require", &engine.to_string()]);
-    }
-    cargo.arg(&args.filter);
-    // Not as a child: what stops this has to reach the one that can clean up.
-    Err(cargo.exec()).context("cannot run cargo")
+    Ok(folder.exists().then_some((folder, "/opt/kubernetes")))
 }
 
 /// Makes the image `name` for other platforms than this machine's, and returns where it is. None if
 /// there is no `core` to build it with.
 fn variant(name: &str, platforms: &str) -> Result<Option<PathBuf>> {
-    let output = build::project().join(format!("target/image/{name}.tar"));
+    let output = project().join(format!("target/image/{name}.tar"));
     let is_meant = |name: &str| platforms == "all" || name.starts_with(platforms);
     let mut targets = TARGETS.iter().filter(|target| is_meant(target.platform));
     if !targets.all(|target| target.is_native() || build::find_core(target.triple).is_ok()) {

@@ -1,8 +1,8 @@
 //! `cargo xtask`: development tasks for pause.
 
-mod apt;
 mod audit;
 mod bench;
+mod debian;
 mod demo;
 mod docs;
 mod engines;

@@ -1,46 +1,42 @@
 //! containerd: its CRI plugin, driven over its socket as a kubelet does, with the configuration in
 //! `deploy/` that people copy.
 
-use crate::daemon::{self, Daemon, Folder};
-use crate::engine::{Container, Engine, Lacks, Log, Pod, Sandbox, Skip, Spec};
+use crate::daemon::Daemon;
+use crate::engine::{Container, Engine, Lacks, Log, Name, Pod, Sandbox, Spec};
 use crate::host::{self, same};
-use crate::stage::Stage;
-use crate::wait::{success, until};
+use crate::images::Image;
+use crate::wait::{script, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    Capability, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
-    ContainerStatusResponse, CreateContainerRequest, DnsConfig, ExecSyncRequest, ImageSpec,
-    ImageStatusRequest, LinuxContainerConfig, LinuxContainerResources,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest, PodSandboxStatusResponse,
-    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile,
-    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
+    Capability, ContainerConfig, ContainerMetadata, ContainerStatusRequest,
+    ContainerStatusResponse, CreateContainerRequest, DnsConfig, ExecSyncRequest, IdMapping,
+    ImageSpec, ImageStatusRequest, ImageStatusResponse, Int64Value, LinuxContainerConfig,
+    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest,
+    PodSandboxStatusResponse, RemoveContainerRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, SecurityProfile, StartContainerRequest, StatusRequest,
+    StopContainerRequest, StopPodSandboxRequest, UserNamespace,
 };
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use tokio::process::{Child, Command};
-use toml_edit::DocumentMut;
 use tonic::transport::{Channel, Endpoint};
 
-/// Where CNI's plugins are, by its convention and where Debian and Fedora put them.
-const CNI: [&str; 3] = ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"];
+/// The name of the container that pause is. CRI knows a sandbox where other engines have a container.
+const SANDBOX: &str = "sandbox";
 
-/// The plugin of containerd 1 that does everything of CRI's.
-const CRI: &str = "io.containerd.grpc.v1.cri";
+const SOCKET: &str = "unix:///run/containerd/containerd.sock";
 
-/// The part of it that runs pods, in containerd 2.
-const CRI_PODS: &str = "io.containerd.cri.v1.runtime";
-
-const NOT_REMAPPED: Lacks =
-    Lacks("containerd 1 has no user namespaces for pods, and 2 is not tried");
+/// Where the daemon's events are written, a line each.
+const EVENTS: &str = "/var/log/containerd-events.log";
 
 /// containerd, its two services, and its events in a file.
 pub struct Containerd {
@@ -49,32 +45,31 @@ pub struct Containerd {
     images: ImageServiceClient<Channel>,
     events: Child,
     reference: String,
+    /// Whether pods get user namespaces.
+    remaps: bool,
 }
 
 impl Engine for Containerd {
-    const NAME: crate::kind::Engine = crate::kind::Engine::Containerd;
+    const NAME: Name = Name::Containerd;
 
-    const ASKS_FIRST: bool = false;
+    const STOPS_BY_SIGTERM: bool = false;
 
-    async fn start(stage: &Stage) -> Result<Self> {
-        daemon::require(&["containerd", "containerd-shim-runc-v2", "ctr", "runc"])?;
-        let folder = Folder::new(Self::NAME)?;
-        let config = folder.join("config.toml");
-        fs::write(&config, configuration(&folder).await?)?;
-        let channel = Endpoint::from_shared(format!("unix://{}", socket(&folder).display()))?;
-        let channel = channel.connect_lazy();
+    // Version 2.1 does, now and then.
+    const MAY_FORGET: Option<&str> = Some("containerd-shim-runc-v2");
+
+    async fn start(image: &Image) -> Result<Self> {
+        configure(major().await?)?;
+        script("mkdir -p /opt/cni && ln -sfn /usr/lib/cni /opt/cni/bin", &[]).await?;
+        let channel = Endpoint::from_static(SOCKET).connect_lazy();
         let runtime = RuntimeServiceClient::new(channel.clone());
-
-        let arguments = ["--config", config.to_str().context("the path is not UTF-8")?];
-        let answers = async |_: &Folder| answers(&runtime).await;
-        let daemon = Daemon::start("containerd", folder, &arguments, answers);
-        let daemon = daemon.await?;
+        let daemon = Daemon::start(&["containerd"], async || answers(&runtime).await).await?;
         Ok(Self {
-            events: listen(daemon.folder()).await?,
+            events: listen().await?,
             daemon,
             runtime,
             images: ImageServiceClient::new(channel),
-            reference: stage.reference.clone(),
+            reference: image.reference.clone(),
+            remaps: false,
         })
     }
 
@@ -82,26 +77,30 @@ impl Engine for Containerd {
         version().await
     }
 
-    async fn teardown(mut self) -> Result<()> {
+    async fn remove_all(&self) -> Result<()> {
         let list = ListPodSandboxRequest::default();
         for sandbox in self.runtime.clone().list_pod_sandbox(list).await?.into_inner().items {
             self.remove_sandbox(&sandbox.id).await?;
         }
+        Ok(())
+    }
+
+    async fn end(mut self) -> Result<()> {
         self.events.kill().await?;
         self.daemon.stop().await
     }
 
     async fn restart_daemon(&mut self) -> Result<()> {
         self.events.kill().await?;
-        self.daemon.restart(async |_| answers(&self.runtime).await).await?;
-        self.events = listen(self.daemon.folder()).await?;
+        self.daemon.restart(async || answers(&self.runtime).await).await?;
+        self.events = listen().await?;
         Ok(())
     }
 
-    async fn surroundings(&self) -> Result<HashSet<String>> {
-        let mut found = self.daemon.surroundings()?;
+    async fn list(&self) -> Result<HashSet<String>> {
+        let mut found = HashSet::new();
         for kind in ["tasks", "containers"] {
-            let list = self.ctr([kind, "list", "--quiet"]).await?;
+            let list = ctr([kind, "list", "--quiet"]).await?;
             found.extend(list.lines().map(|id| format!("one of {kind} {id}")));
         }
         Ok(found)
@@ -109,18 +108,22 @@ impl Engine for Containerd {
 
     async fn load(&self, archive: &Path) -> Result<()> {
         // To where CRI looks for images.
-        success(client(self.daemon.folder()).args(["images", "import"]).arg(archive))
-            .await
-            .map(drop)
+        let said = success(client().args(["images", "import"]).arg(archive)).await?;
+        // CRI hears of it by an event.
+        for name in said.split_whitespace().filter(|word| word.starts_with("localhost/")) {
+            until(&format!("CRI shows {name}"), async || {
+                Ok(self.image(name).await?.image.map(drop))
+            })
+            .await?;
+        }
+        Ok(())
     }
 
-    async fn shows(&self, stage: &Stage) -> Result<()> {
-        let spec = ImageSpec { image: stage.reference.clone(), ..Default::default() };
-        let request = ImageStatusRequest { image: Some(spec), verbose: true };
-        let response = self.images.clone().image_status(request).await?.into_inner();
-        let image = response.image.with_context(|| format!("no image {}", stage.reference))?;
-        same("the names", image.repo_tags, vec![stage.reference.clone()])?;
-        same("the size", image.size, blobs(&stage.image)?)?;
+    async fn shows(&self, tried: &Image) -> Result<()> {
+        let response = self.image(&tried.reference).await?;
+        let image = response.image.with_context(|| format!("no image {}", tried.reference))?;
+        same("the names", image.repo_tags, vec![tried.reference.clone()])?;
+        same("the size", image.size, blobs(&tried.archive)?)?;
         same("the user", image.uid.map(|uid| uid.value), Some(65535))?;
         let config = &details(&response.info)?["imageSpec"];
         same("the entrypoint", &config["config"]["Entrypoint"], &json!(["/pause"]))
@@ -128,25 +131,23 @@ impl Engine for Containerd {
 
     async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod> {
         let pid = match sandbox {
-            Sandbox::Usual => NamespaceMode::Pod,
+            Sandbox::Usual | Sandbox::Remapped => NamespaceMode::Pod,
             Sandbox::HostPid => NamespaceMode::Node,
-            Sandbox::Remapped => return Err(NOT_REMAPPED.into()),
         };
         // It is the configuration that names the image.
         let config = Some(self.sandbox_config(name, pid));
         let request = RunPodSandboxRequest { config, ..Default::default() };
         let id = self.runtime.clone().run_pod_sandbox(request).await?.into_inner().pod_sandbox_id;
-        Ok(Pod { name: name.to_owned(), id })
+        let pause = Container { name: SANDBOX.to_owned(), id: id.clone() };
+        Ok(Pod { name: name.to_owned(), id, pause })
     }
 
-    async fn remap(&mut self, _: bool) -> Result<()> {
-        Err(NOT_REMAPPED.into())
-    }
-
-    async fn pause(&self, pod: &Pod) -> Result<i32> {
-        let details = details(&self.status(pod).await?.info)?;
-        same("the sandbox's image", &details["image"], &json!(self.reference))?;
-        pid(&details)
+    async fn remap(&mut self, on: bool) -> Result<()> {
+        if major().await? == 1 {
+            return Err(Lacks("containerd has user namespaces for pods since version 2").into());
+        }
+        self.remaps = on;
+        Ok(())
     }
 
     async fn is_up(&self, pod: &Pod) -> Result<bool> {
@@ -154,18 +155,10 @@ impl Engine for Containerd {
         Ok(status.state() == PodSandboxState::SandboxReady)
     }
 
-    async fn pod_log(&self, _: &Pod) -> Result<Option<Log>> {
-        Ok(None)
-    }
-
-    async fn address(&self, pod: &Pod) -> Result<String> {
+    async fn address(&self, pod: &Pod) -> Result<Option<String>> {
         let network = self.status(pod).await?.status.and_then(|status| status.network);
         let address = network.map(|network| network.ip).filter(|address| !address.is_empty());
-        address.context("the pod has no address")
-    }
-
-    fn on_host(&self, program: &str) -> Result<Command> {
-        self.daemon.within(program)
+        address.context("the pod has no address").map(Some)
     }
 
     async fn stop_pod(&self, pod: &Pod) -> Result<()> {
@@ -173,24 +166,12 @@ impl Engine for Containerd {
     }
 
     async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
-        self.ctr(["tasks", "kill", "--signal", signal.as_str(), &pod.id]).await.map(drop)
+        ctr(["tasks", "kill", "--signal", signal.as_str(), &pod.id]).await.map(drop)
     }
 
-    async fn pod_exit_code(&self, pod: &Pod) -> Result<i64> {
-        // CRI does not tell it.
-        until("its end is told", async || {
-            let events = fs::read_to_string(events(self.daemon.folder()))?;
-            // Time, namespace, topic, then the event, in which a zero is left out.
-            for (_, event) in events.lines().filter_map(|line| line.split_once(" /tasks/exit ")) {
-                let event: Value = serde_json::from_str(event)?;
-                // An exec in it ends as well.
-                if event["container_id"] == pod.id && event["id"] == pod.id {
-                    return Ok(Some(event["exit_status"].as_i64().unwrap_or(0)));
-                }
-            }
-            Ok(None)
-        })
-        .await
+    async fn on_terminal(&self) -> Result<String> {
+        let reference = &self.reference;
+        Ok(format!("ctr --namespace k8s.io run --rm --tty {reference} terminal"))
     }
 
     async fn restart_pod(&self, pod: Pod) -> Result<Pod> {
@@ -208,8 +189,9 @@ impl Engine for Containerd {
         let pid = if spec.shares_pid { NamespaceMode::Pod } else { NamespaceMode::Container };
         let image = ImageSpec { image: spec.image.to_owned(), ..Default::default() };
         let mut security_context = LinuxContainerSecurityContext {
-            namespace_options: namespaces(pid),
+            namespace_options: self.namespaces(pid),
             seccomp: Some(SecurityProfile::default()),
+            run_as_user: spec.user.map(|user| Int64Value { value: user.into() }),
             ..Default::default()
         };
         let mut resources = LinuxContainerResources::default();
@@ -251,7 +233,18 @@ impl Engine for Containerd {
     }
 
     async fn pid(&self, container: &Container) -> Result<i32> {
-        pid(&details(&self.container(container).await?.info)?)
+        let details = if container.name == SANDBOX {
+            let request =
+                PodSandboxStatusRequest { pod_sandbox_id: container.id.clone(), verbose: true };
+            let status = self.runtime.clone().pod_sandbox_status(request).await?.into_inner();
+            let details = details(&status.info)?;
+            same("the sandbox's image", &details["image"], &json!(self.reference))?;
+            details
+        } else {
+            details(&self.container(container).await?.info)?
+        };
+        let pid = details["pid"].as_i64().filter(|pid| *pid > 0);
+        Ok(pid.context("it does not run")? as i32)
     }
 
     async fn exec(&self, container: &Container, command: &[&str]) -> Result<String> {
@@ -266,7 +259,10 @@ impl Engine for Containerd {
         Ok(String::from_utf8(response.stdout)?.trim_end().to_owned())
     }
 
-    async fn log(&self, container: &Container) -> Result<Log> {
+    async fn log(&self, container: &Container) -> Result<Option<Log>> {
+        if container.name == SANDBOX {
+            return Ok(None);
+        }
         let status = self.container(container).await?.status.context("no status")?;
         let mut log = Log::default();
         for line in fs::read_to_string(status.log_path)?.lines() {
@@ -276,7 +272,7 @@ impl Engine for Containerd {
             let text = words.nth(1).unwrap_or_default().to_owned();
             if stream == "stdout" { &mut log.stdout } else { &mut log.stderr }.push(text);
         }
-        Ok(log)
+        Ok(Some(log))
     }
 
     async fn stop(&self, container: &Container) -> Result<()> {
@@ -286,10 +282,18 @@ impl Engine for Containerd {
     }
 
     async fn exit_code(&self, container: &Container) -> Result<i64> {
-        until("the container has ended", async || {
-            let status = self.container(container).await?.status.context("no status")?;
-            let ended = status.state() == ContainerState::ContainerExited;
-            Ok(ended.then_some(status.exit_code.into()))
+        // CRI does not tell it.
+        until("its end is told", async || {
+            let events = fs::read_to_string(EVENTS)?;
+            // Time, namespace, topic, then the event, in which a zero is left out.
+            for (_, event) in events.lines().filter_map(|line| line.split_once(" /tasks/exit ")) {
+                let event: Value = serde_json::from_str(event)?;
+                // An exec in it ends as well.
+                if event["container_id"] == container.id && event["id"] == container.id {
+                    return Ok(Some(event["exit_status"].as_i64().unwrap_or(0)));
+                }
+            }
+            Ok(None)
         })
         .await
     }
@@ -301,11 +305,6 @@ impl Engine for Containerd {
     }
 }
 
-/// The socket of the daemon in `folder`.
-fn socket(folder: &Folder) -> PathBuf {
-    folder.join("socket")
-}
-
 /// Whether the daemon does, and is ready for pods.
 async fn answers(runtime: &RuntimeServiceClient<Channel>) -> bool {
     let status = runtime.clone().status(StatusRequest::default()).await;
@@ -313,106 +312,81 @@ async fn answers(runtime: &RuntimeServiceClient<Channel>) -> bool {
     conditions.is_some_and(|status| status.conditions.iter().all(|one| one.status))
 }
 
-/// Where the daemon's events are written, a line each.
-fn events(folder: &Folder) -> PathBuf {
-    folder.join("events")
-}
-
 /// containerd's own client.
-fn client(folder: &Folder) -> Command {
+fn client() -> Command {
     let mut client = Command::new("ctr");
-    client.arg("--address").arg(socket(folder)).args(["--namespace", "k8s.io"]);
+    client.args(["--namespace", "k8s.io"]);
     client
 }
 
+/// Runs containerd's own client, for the namespace of CRI.
+pub async fn ctr<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+    success(client().args(arguments)).await
+}
+
 /// Has the daemon's events written from now on.
-async fn listen(folder: &Folder) -> Result<Child> {
-    let path = events(folder);
-    let file = File::options().create(true).append(true).open(&path)?;
+async fn listen() -> Result<Child> {
+    let file = File::options().create(true).append(true).open(EVENTS)?;
     let before = file.metadata()?.len();
-    let mut listener = client(folder);
+    let mut listener = client();
     listener.arg("events").kill_on_drop(true).stdin(Stdio::null()).stdout(file);
     let listener = listener.spawn()?;
     // What happens before the subscription is not told: let something happen until it is.
     until("events come", async || {
-        let mut happening = client(folder);
-        success(happening.args(["namespaces", "label", "k8s.io", "pause.engines=listens"])).await?;
-        Ok((fs::metadata(&path)?.len() > before).then_some(()))
+        ctr(["namespaces", "label", "k8s.io", "pause.engines=listens"]).await?;
+        Ok((fs::metadata(EVENTS)?.len() > before).then_some(()))
     })
     .await?;
     Ok(listener)
 }
 
-/// The version of the containerd that is installed.
 async fn version() -> Result<String> {
-    let told = success(Command::new("containerd").arg("--version")).await?;
-    let number = told.split_whitespace().nth(2).map(|number| number.trim_start_matches('v'));
-    Ok(number.with_context(|| format!("no version in {told:?}"))?.to_owned())
+    let line = success(Command::new("containerd").arg("--version")).await?;
+    let number = line.split_whitespace().nth(2).map(|number| number.trim_start_matches('v'));
+    let number = number.and_then(|number| number.split(['+', '~']).next());
+    Ok(number.with_context(|| format!("no version in {line:?}"))?.to_owned())
 }
 
-/// The file in `deploy/` for the containerd that is installed, changed for `folder`.
-async fn configuration(folder: &Folder) -> Result<String> {
+async fn major() -> Result<u32> {
     let version = version().await?;
     let major = version.split('.').next().and_then(|major| major.parse().ok());
-    let mut config = deployed(major.with_context(|| format!("{version:?} is no version"))?)?;
+    major.with_context(|| format!("{version:?} is no version"))
+}
 
-    let complete = |folder: &&&str| {
-        ["ptp", "host-local", "loopback"]
-            .iter()
-            .all(|plugin| Path::new(folder).join(plugin).exists())
-    };
-    let reason = || Skip(format!("CNI's plugins are in none of {}", CNI.join(", ")));
-    let plugins = CNI.iter().find(complete).ok_or_else(reason)?;
-    let networks = folder.join("networks");
-    fs::create_dir(&networks)?;
-    fs::write(networks.join("10-pause.conflist"), network(folder).to_string())?;
-
-    let path = |name| folder.join(name).display().to_string();
-    config["root"] = path("root").into();
-    config["state"] = path("state").into();
-    config["grpc"]["address"] = socket(folder).display().to_string().into();
-    let pods = if major == Some(1) { CRI } else { CRI_PODS };
-    let pods = &mut config["plugins"][pods];
-    pods["cni"]["bin_dir"] = (*plugins).into();
-    pods["cni"]["conf_dir"] = path("networks").into();
+/// Installs the file in `deploy/` for containerd's version `major`, and a network between the pods
+/// and their host.
+fn configure(major: u32) -> Result<()> {
     // Sandboxes want to be the last to go when memory runs out, and that is a privilege.
-    if !host::has_cap_sys_resource()? {
-        pods["restrict_oom_score_adj"] = true.into();
-    }
-    Ok(config.to_string())
-}
-
-/// The file in `deploy/` for containerd's version `major`.
-fn deployed(major: u32) -> Result<DocumentMut> {
+    let restrict = match host::has_cap_sys_resource()? {
+        true => "",
+        false => "restrict_oom_score_adj = true\n",
+    };
     let path = project().join(format!("deploy/containerd-{major}.toml"));
-    let shown = path.display();
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {shown}"))?;
-    text.parse().with_context(|| format!("cannot read {shown}"))
-}
-
-/// A network between the pods and their host, who are in a network namespace of their own.
-fn network(folder: &Folder) -> Value {
-    json!({
+    let deployed = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    fs::create_dir_all("/etc/containerd/conf.d")?;
+    fs::create_dir_all("/etc/cni/net.d")?;
+    if major == 1 {
+        // Version 1 does not merge the settings of a plugin, so this is all of its configuration,
+        // and ends in the table that the restriction belongs to.
+        fs::write("/etc/containerd/config.toml", format!("{deployed}{restrict}"))?;
+    } else {
+        let table = "[plugins.'io.containerd.cri.v1.runtime']";
+        let imports = "imports = ['/etc/containerd/conf.d/*.toml']";
+        let config = format!("version = 3\n{imports}\n{table}\n{restrict}");
+        fs::write("/etc/containerd/config.toml", config)?;
+        fs::write("/etc/containerd/conf.d/pause.toml", deployed)?;
+    }
+    let network = json!({
         "cniVersion": "0.4.0",
-        "name": "pause",
+        "name": "pods",
         "plugins": [{
             // Unlike a bridge, it leaves nothing when the last pod goes.
             "type": "ptp",
             "ipMasq": false,
-            "ipam": {
-                "type": "host-local",
-                "dataDir": folder.join("addresses"),
-                "ranges": [[{ "subnet": "10.88.0.0/16" }]],
-            },
+            "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.87.0.0/16" }]] },
         }],
-    })
-}
-
-/// How a kubelet asks for the namespaces of a pod, and with `pid` set to the pod for
-/// `shareProcessNamespace`.
-fn namespaces(pid: NamespaceMode) -> Option<NamespaceOption> {
-    let pod = NamespaceMode::Pod.into();
-    Some(NamespaceOption { network: pod, ipc: pod, pid: pid.into(), ..Default::default() })
+    });
+    Ok(fs::write("/etc/cni/net.d/10-pods.conflist", network.to_string())?)
 }
 
 /// The bytes of everything in an archive that a registry would hold.
@@ -429,6 +403,21 @@ fn blobs(archive: &Path) -> Result<u64> {
 }
 
 impl Containerd {
+    /// How a kubelet asks for the namespaces of a pod, and with `pid` set to the pod for
+    /// `shareProcessNamespace`.
+    fn namespaces(&self, pid: NamespaceMode) -> Option<NamespaceOption> {
+        let pod = NamespaceMode::Pod.into();
+        let range = vec![IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
+        let users = UserNamespace { mode: pod, uids: range.clone(), gids: range };
+        Some(NamespaceOption {
+            network: pod,
+            ipc: pod,
+            pid: pid.into(),
+            userns_options: self.remaps.then_some(users),
+            ..Default::default()
+        })
+    }
+
     /// The pod `name`, as a kubelet describes it.
     fn sandbox_config(&self, name: &str, pid: NamespaceMode) -> PodSandboxConfig {
         PodSandboxConfig {
@@ -439,15 +428,15 @@ impl Containerd {
                 attempt: 0,
             }),
             hostname: name.to_owned(),
-            log_directory: self.daemon.folder().join("logs").display().to_string(),
+            log_directory: "/var/log/pods".to_owned(),
             dns_config: Some(DnsConfig {
                 servers: vec!["192.0.2.1".to_owned()],
                 ..Default::default()
             }),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: self.daemon.folder().cgroup.clone(),
+                cgroup_parent: "/pods".to_owned(),
                 security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: namespaces(pid),
+                    namespace_options: self.namespaces(pid),
                     // The runtime's default.
                     seccomp: Some(SecurityProfile::default()),
                     ..Default::default()
@@ -456,6 +445,13 @@ impl Containerd {
             }),
             ..Default::default()
         }
+    }
+
+    /// What containerd tells of an image.
+    async fn image(&self, name: &str) -> Result<ImageStatusResponse> {
+        let spec = ImageSpec { image: name.to_owned(), ..Default::default() };
+        let request = ImageStatusRequest { image: Some(spec), verbose: true };
+        Ok(self.images.clone().image_status(request).await?.into_inner())
     }
 
     /// Stops a sandbox, and the containers in it.
@@ -484,20 +480,9 @@ impl Containerd {
         let request = ContainerStatusRequest { container_id: container.id.clone(), verbose: true };
         Ok(self.runtime.clone().container_status(request).await?.into_inner())
     }
-
-    /// Runs containerd's own client.
-    async fn ctr<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
-        success(client(self.daemon.folder()).args(arguments)).await
-    }
 }
 
 /// What containerd adds to its answers when asked for details.
 fn details(info: &HashMap<String, String>) -> Result<Value> {
     Ok(serde_json::from_str(info.get("info").context("containerd gives no details")?)?)
-}
-
-/// The process that such details are about.
-fn pid(details: &Value) -> Result<i32> {
-    let pid = details["pid"].as_i64().filter(|pid| *pid > 0);
-    Ok(pid.context("it does not run")? as i32)
 }

@@ -1,8 +1,9 @@
 //! What an engine does for a pod. The scenarios speak to every engine in these words.
 
-use crate::kind::Engine as Name;
-use crate::stage::Stage;
+use crate::images::Image;
+use crate::scenario::{Context, Scenario};
 use anyhow::Result;
+use clap::ValueEnum;
 use harness::sandbox::USER;
 use nix::sys::signal::Signal;
 use std::collections::HashSet;
@@ -11,12 +12,41 @@ use std::fmt::{self, Display, Formatter};
 use std::path::Path;
 use tokio::process::Command;
 
+/// A container engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Name {
+    /// Docker: its daemon, driven by its command line
+    Docker,
+    /// containerd's CRI plugin, driven over its socket as a kubelet does
+    Containerd,
+    /// Podman's pods, root's
+    Podman,
+    /// Podman's pods, an ordinary user's
+    PodmanRootless,
+    /// runc with bundles of our own
+    Runc,
+    /// crun with bundles of our own
+    Crun,
+    /// gVisor with bundles of our own
+    Runsc,
+    /// Kubernetes, driven by kubectl
+    Kubernetes,
+}
+
+impl Display for Name {
+    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
+        f.pad(self.to_possible_value().expect("none is hidden").get_name())
+    }
+}
+
 /// A pod: what holds it together is a container of the image that is tried.
 pub struct Pod {
     /// The name that it was started with.
     pub name: String,
     /// What the engine calls it.
     pub id: String,
+    /// The container that pause is.
+    pub pause: Container,
 }
 
 /// A container in a pod.
@@ -47,11 +77,20 @@ pub struct Spec<'a> {
     pub arguments: &'a [&'a str],
     /// Whether it lives in the pod's PID namespace, instead of one of its own.
     pub shares_pid: bool,
+    /// The user, if it is not the image's.
+    pub user: Option<u32>,
     /// A folder of the host, and where the container sees it.
     pub volume: Option<(&'a Path, &'a str)>,
     /// With as little as the engine can be told to allow: a read-only root, no capability, no new
     /// privileges, the default seccomp profile, and [`Engine::LEAST_MEMORY`].
     pub hardened: bool,
+}
+
+impl<'a> Spec<'a> {
+    /// A container of `image` that shares the pod's PID namespace.
+    pub const fn new(image: &'a str, arguments: &'a [&'a str]) -> Self {
+        Self { image, arguments, shares_pid: true, user: None, volume: None, hardened: false }
+    }
 }
 
 /// What a container wrote so far, as the engine's log has it.
@@ -63,12 +102,20 @@ pub struct Log {
     pub stderr: Vec<String>,
 }
 
+impl Log {
+    /// From what came on each stream.
+    pub fn new(stdout: &[u8], stderr: &[u8]) -> Self {
+        let lines =
+            |text| String::from_utf8_lossy(text).lines().map(str::to_owned).collect::<Vec<_>>();
+        Self { stdout: lines(stdout), stderr: lines(stderr) }
+    }
+}
+
 /// An engine that the image is tried on. Another one is another implementation of this, in a file
 /// of its own, and a line in `main`.
 ///
-/// What an engine has not by its nature is left to the default here, or answered with [`Lacks`]: the
-/// scenarios that need it are then shown with that reason. What only this machine has not is a
-/// [`Skip`].
+/// What an engine does not have by its nature is left to the default here, or answered with
+/// [`Lacks`]. What only this machine lacks is a [`Skip`].
 pub trait Engine: Sized + 'static {
     /// Its name.
     const NAME: Name;
@@ -76,55 +123,56 @@ pub trait Engine: Sized + 'static {
     /// The namespaces that the containers of a pod share, besides the PID namespace.
     const SHARED: &[&str] = &["net", "ipc", "uts"];
 
-    /// Whether its own way to stop a pod is SIGTERM first. Otherwise it is SIGKILL at once, whatever
-    /// the image.
-    const ASKS_FIRST: bool = true;
+    /// Whether its own way to stop a pod is SIGTERM first. Otherwise it is SIGKILL at once.
+    const STOPS_BY_SIGTERM: bool = true;
 
     /// The least memory that a container can be given, in bytes. Docker accepts no less; where
     /// nobody minds, runc needs some of it to start the container.
     const LEAST_MEMORY: u64 = 6 << 20;
 
-    /// Whether it can limit the memory of a container.
-    const LIMITS_MEMORY: bool = true;
+    /// What keeps it from limiting the memory of a container.
+    const NO_MEMORY_LIMIT: Option<&str> = None;
+
+    /// Whether a pod has a kernel of its own, so that its processes are not the host's.
+    const OWN_KERNEL: bool = false;
+
+    /// The program whose processes it may leave behind.
+    const MAY_FORGET: Option<&str> = None;
 
     /// The user that pause is in a pod: the image's.
     const USER: u32 = USER;
 
-    /// Brings up an instance of its own, apart from every other one on this machine.
-    ///
-    /// # Errors
-    ///
-    /// [`Skip`] when the machine has no such engine or may not run it; anything else is a failure.
-    async fn start(stage: &Stage) -> Result<Self>;
+    /// Starts it.
+    async fn start(image: &Image) -> Result<Self>;
 
     /// The version, as a number.
     async fn version(&self) -> Result<String>;
 
-    /// Removes everything that scenarios left, stops the instance and makes sure that nothing of it
-    /// remains. Where this is not reached, dropping stops the instance all the same.
-    ///
-    /// # Errors
-    ///
-    /// When something remains, or the instance does not stop by itself.
-    async fn teardown(self) -> Result<()>;
+    /// Removes all pods.
+    async fn remove_all(&self) -> Result<()>;
+
+    /// Stops its daemon, if it has one.
+    async fn end(self) -> Result<()> {
+        Ok(())
+    }
 
     /// Stops the daemon, not the pods, and starts it again.
     async fn restart_daemon(&mut self) -> Result<()> {
         Err(Lacks("it has no daemon").into())
     }
 
-    /// Everything that comes and goes with a pod: what the engine lists, processes, mounts, network
-    /// interfaces, control groups.
-    async fn surroundings(&self) -> Result<HashSet<String>>;
+    /// The containers and volumes that it lists.
+    async fn list(&self) -> Result<HashSet<String>>;
 
     /// Loads an archive of an image.
     async fn load(&self, archive: &Path) -> Result<()>;
 
-    /// The image that is tried, loaded, is told by the engine as it should be.
-    async fn shows(&self, stage: &Stage) -> Result<()>;
+    /// Checks what the engine tells about the image that is tried.
+    async fn shows(&self, image: &Image) -> Result<()>;
 
-    /// Builds the Dockerfile, in an image made from this machine, and returns `/pause` from it.
-    async fn build(&self) -> Result<Vec<u8>> {
+    /// Builds the Dockerfile in each way that it has, in an image made from this machine, and
+    /// returns the ways, with `/pause` from the image.
+    async fn build(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         Err(Lacks("it does not build images").into())
     }
 
@@ -137,29 +185,15 @@ pub trait Engine: Sized + 'static {
         Err(Lacks("it has no user namespaces for pods").into())
     }
 
-    /// The process of the pod's pause, as the host numbers it.
-    ///
-    /// # Errors
-    ///
-    /// When it does not run.
-    async fn pause(&self, pod: &Pod) -> Result<i32>;
-
     /// Whether the engine believes that the pod lives.
     async fn is_up(&self, pod: &Pod) -> Result<bool>;
 
-    /// What pause wrote. None where the engine keeps no log of it.
-    async fn pod_log(&self, pod: &Pod) -> Result<Option<Log>>;
+    /// The pod's IP address. None where it has none.
+    async fn address(&self, pod: &Pod) -> Result<Option<String>>;
 
-    /// The pod's IP address.
-    async fn address(&self, pod: &Pod) -> Result<String> {
-        let _ = pod;
-        Err(Lacks("it gives a pod no address").into())
-    }
-
-    /// A command that runs on the pods' host: there, their addresses can be reached.
-    fn on_host(&self, program: &str) -> Result<Command> {
-        let _ = program;
-        Err(Lacks("its host cannot reach a pod").into())
+    /// A command that runs where the addresses of pods can be reached.
+    fn on_host(&self, program: &str) -> Command {
+        Command::new(program)
     }
 
     /// Stops the pod as the engine itself does.
@@ -168,8 +202,8 @@ pub trait Engine: Sized + 'static {
     /// Sends pause a signal, by the engine.
     async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()>;
 
-    /// Waits until pause has ended, and tells with what exit code. Works but once after each start.
-    async fn pod_exit_code(&self, pod: &Pod) -> Result<i64>;
+    /// A command of the shell that runs a container of the image on a terminal, until it ends.
+    async fn on_terminal(&self) -> Result<String>;
 
     /// Starts a pod again whose pause has ended.
     async fn restart_pod(&self, pod: Pod) -> Result<Pod>;
@@ -180,34 +214,26 @@ pub trait Engine: Sized + 'static {
     /// Starts a container in a pod.
     async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<Container>;
 
-    /// The process of a container, as the host numbers it.
-    ///
-    /// # Errors
-    ///
-    /// When it does not run.
+    /// The process of a container, as the host numbers it; an error when it does not run.
     async fn pid(&self, container: &Container) -> Result<i32>;
 
     /// Runs a command in a container and returns what it prints, without the last line break.
-    ///
-    /// # Errors
-    ///
-    /// When it fails.
     async fn exec(&self, container: &Container, command: &[&str]) -> Result<String>;
 
-    /// What a container wrote.
-    async fn log(&self, container: &Container) -> Result<Log>;
+    /// What a container wrote. None where the engine keeps no log of it.
+    async fn log(&self, container: &Container) -> Result<Option<Log>>;
 
     /// Stops a container as the engine itself does: SIGTERM first.
     async fn stop(&self, container: &Container) -> Result<()>;
 
-    /// Waits until a container has ended, and tells with what exit code.
+    /// Waits until a container has ended, and returns its exit code. Works once after each start.
     async fn exit_code(&self, container: &Container) -> Result<i64>;
 
     /// Removes a container, whether it runs or not.
     async fn remove(&self, container: Container) -> Result<()>;
 
-    /// Starts a container again that has ended. By default another one takes its place, as kubelets
-    /// do it.
+    /// Starts a container again that has ended. By default another one takes its place, as a
+    /// kubelet does it.
     async fn restart(&self, pod: &Pod, container: Container, spec: Spec<'_>) -> Result<Container> {
         let name = container.name.clone();
         self.remove(container).await?;
@@ -215,25 +241,70 @@ pub trait Engine: Sized + 'static {
     }
 }
 
-impl<'a> Spec<'a> {
-    /// A container of `image` that shares the pod's PID namespace.
-    pub fn new(image: &'a str, arguments: &'a [&'a str]) -> Self {
-        Self { image, arguments, shares_pid: true, volume: None, hardened: false }
+/// A column of the matrix: an engine, or what runs engines by itself.
+pub trait Column: Sized {
+    /// Its name.
+    const NAME: Name;
+
+    /// [`Engine::MAY_FORGET`]
+    const MAY_FORGET: Option<&str> = None;
+
+    /// Starts it.
+    async fn start(image: &Image) -> Result<Self>;
+
+    /// The version, as a number.
+    async fn version(&self) -> Result<String>;
+
+    /// Tries it for a scenario.
+    async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()>;
+
+    /// What it lists of pods.
+    async fn list(&self) -> Result<HashSet<String>>;
+
+    /// Removes all pods.
+    async fn remove_all(&self) -> Result<()>;
+
+    /// Stops its daemons, if it has any.
+    async fn end(self) -> Result<()>;
+}
+
+impl<E: Engine> Column for E {
+    const NAME: Name = <E as Engine>::NAME;
+
+    const MAY_FORGET: Option<&str> = <E as Engine>::MAY_FORGET;
+
+    async fn start(image: &Image) -> Result<Self> {
+        <E as Engine>::start(image).await
+    }
+
+    async fn version(&self) -> Result<String> {
+        Engine::version(self).await
+    }
+
+    async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
+        scenario.run(self, context).await
+    }
+
+    async fn list(&self) -> Result<HashSet<String>> {
+        Engine::list(self).await
+    }
+
+    async fn remove_all(&self) -> Result<()> {
+        Engine::remove_all(self).await
+    }
+
+    async fn end(self) -> Result<()> {
+        Engine::end(self).await
     }
 }
 
-impl Log {
-    /// From what came on each stream.
-    pub fn new(stdout: &[u8], stderr: &[u8]) -> Self {
-        let lines =
-            |text| String::from_utf8_lossy(text).lines().map(str::to_owned).collect::<Vec<_>>();
-        Self { stdout: lines(stdout), stderr: lines(stderr) }
-    }
-}
-
-/// The error that says that something cannot be tried here, and why: because of this machine.
+/// The error that says that something cannot be tried on this machine, and why.
 #[derive(Debug)]
 pub struct Skip(pub String);
+
+/// The error that says that an engine does not have something on any machine.
+#[derive(Debug)]
+pub struct Lacks(pub &'static str);
 
 impl Display for Skip {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
@@ -241,16 +312,12 @@ impl Display for Skip {
     }
 }
 
-impl Error for Skip {}
-
-/// The error that says that an engine has no such thing on any machine.
-#[derive(Debug)]
-pub struct Lacks(pub &'static str);
-
 impl Display for Lacks {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
         f.pad(self.0)
     }
 }
+
+impl Error for Skip {}
 
 impl Error for Lacks {}

@@ -1,27 +1,30 @@
-//! What the host's /proc tells of processes, whichever container they are in.
+//! What /proc and /sys tell of processes, whichever container they are in.
 
 use crate::wait::until;
 use anyhow::{Context, Result, bail, ensure};
 use harness::proc;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use procfs::ProcError;
-use procfs::process::{MountInfo, Process, all_processes};
-use std::collections::{HashMap, HashSet};
+use procfs::net::dev_status;
+use procfs::process::{Process, all_processes};
+use std::collections::HashSet;
 use std::fmt::Debug;
 use std::fs;
+use std::path::Path;
 
-/// Waits until the process `pid` sleeps as pause does when it has done everything else. It has to be
-/// `binary`, run by `user` of its user namespace, whoever that is on the host.
-///
-/// # Errors
-///
-/// When it ends before that, or is another program or another user's.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Waits until the process `pid` sleeps as pause does when it has done everything else, and no signal
+/// is pending. It has to be `binary`, run by `user` of its user namespace.
 pub async fn asleep(pid: i32, binary: &[u8], user: u32) -> Result<Process> {
     let process = Process::new(pid)?;
     until("pause sleeps", async || {
         // With an error when it is gone.
-        process.stat()?;
-        Ok(proc::is_asleep(Pid::from_raw(pid)).then_some(()))
+        let status = process.status()?;
+        let pending = status.sigpnd | status.shdpnd;
+        let is_pending = |signal| pending >> (signal as i32 - 1) & 1 == 1;
+        let is_busy = is_pending(Signal::SIGTERM) || is_pending(Signal::SIGINT);
+        Ok((!is_busy && proc::is_asleep(Pid::from_raw(pid))).then_some(()))
     })
     .await?;
     same("the command line", process.cmdline()?, vec!["/pause".to_owned()])?;
@@ -47,48 +50,36 @@ fn on_host(pid: i32, map: &str, id: u32) -> Result<u32> {
     bail!("{id} is nobody in {map}: {text}")
 }
 
-/// The bytes of memory that the control group of `process` may use.
-///
-/// # Errors
-///
-/// When it has ended, or there is no limit.
+/// The version of control groups on this machine.
+pub fn cgroup_version() -> u8 {
+    if Path::new(CGROUPS).join("cgroup.procs").exists() { 2 } else { 1 }
+}
+
+/// The bytes of memory that the control group of `process` may use, and those that it is in.
 pub fn memory_limit(process: &Process) -> Result<u64> {
-    let mounts = Process::myself()?.mountinfo()?.0;
     for group in process.cgroups()? {
-        // All controllers of version 2 are in hierarchy 0, which names none.
-        let (kind, file) = match group.controllers.iter().any(|name| name == "memory") {
-            true => ("cgroup", "memory.limit_in_bytes"),
-            false if group.hierarchy == 0 => ("cgroup2", "memory.max"),
-            false => continue,
+        let (hierarchy, file) = match cgroup_version() {
+            2 if group.hierarchy == 0 => ("", "memory.max"),
+            1 if group.controllers == ["memory"] => ("memory", "memory.limit_in_bytes"),
+            _ => continue,
         };
-        let holds = |mount: &&MountInfo| {
-            mount.fs_type == kind
-                && (kind == "cgroup2" || mount.super_options.contains_key("memory"))
-        };
-        let Some(mount) = mounts.iter().find(holds) else { continue };
-        let path = mount.mount_point.join(group.pathname.trim_start_matches('/')).join(file);
-        if let Ok(limit) = fs::read_to_string(path) {
-            return limit.trim().parse().context("there is no limit");
-        }
+        let top = Path::new(CGROUPS).join(hierarchy);
+        let path = top.join(&group.pathname[1..]);
+        let groups = path.ancestors().take_while(|group| group.starts_with(&top));
+        let limits = groups.filter_map(|group| fs::read_to_string(group.join(file)).ok());
+        let least = limits.filter_map(|limit| limit.trim().parse().ok()).min();
+        return least.context("there is no limit");
     }
     bail!("it is in no control group for memory")
 }
 
 /// Whether this process may raise limits and lower OOM scores. Even root may not everywhere.
-///
-/// # Errors
-///
-/// When /proc cannot be read.
 pub fn has_cap_sys_resource() -> Result<bool> {
     const CAP_SYS_RESOURCE: u64 = 1 << 24;
     Ok(Process::myself()?.status()?.capeff & CAP_SYS_RESOURCE != 0)
 }
 
 /// The namespaces of `kinds` (`net`, `ipc`, ...) that `process` lives in, by their numbers.
-///
-/// # Errors
-///
-/// When it has ended, or there is no such kind.
 pub fn namespaces(process: &Process, kinds: &[&str]) -> Result<Vec<u64>> {
     let namespaces = process.namespaces()?.0;
     kinds
@@ -100,62 +91,52 @@ pub fn namespaces(process: &Process, kinds: &[&str]) -> Result<Vec<u64>> {
         .collect()
 }
 
-/// The processes that descend from `ancestor` and have not ended. This process adopts the orphans
-/// among its descendants ([`adopt`]), so that none gets out of its sight.
-///
-/// # Errors
-///
-/// When /proc cannot be read.
-pub fn descendants(ancestor: i32) -> Result<HashMap<i32, String>> {
-    let mut children: HashMap<i32, Vec<_>> = HashMap::new();
-    for process in all_processes()? {
-        match process.and_then(|process| process.stat()) {
-            Ok(stat) => {
-                children.entry(stat.ppid).or_default().push((stat.pid, stat.state, stat.comm))
-            }
-            Err(ProcError::NotFound(_)) => {}
-            Err(error) => return Err(error.into()),
+/// Everything on this machine that comes and goes with a pod: processes, mounts, network interfaces,
+/// control groups.
+pub fn surroundings() -> Result<HashSet<String>> {
+    let mut found = HashSet::new();
+    for process in all_processes()?.flatten() {
+        // A thread of the kernel has no command line.
+        let is_program = process.cmdline().is_ok_and(|words| !words.is_empty());
+        if let Ok(stat) = process.stat()
+            && is_program
+        {
+            found.insert(format!(
+                "process {} {:?}",
+                stat.pid,
+                process.cmdline().unwrap_or_default()
+            ));
         }
     }
-    let mut found = HashMap::new();
-    let mut parents = vec![ancestor];
-    while let Some(parent) = parents.pop() {
-        for (pid, state, name) in children.remove(&parent).unwrap_or_default() {
-            parents.push(pid);
-            if state != 'Z' {
-                found.insert(pid, name);
-            }
+    let mounts = Process::myself()?.mountinfo()?;
+    found.extend(mounts.iter().map(|mount| format!("mount {}", mount.mount_point.display())));
+    found.extend(dev_status()?.keys().map(|link| format!("network interface {link}")));
+    // In each hierarchy, engines keep a group at the top. Slices and scopes are systemd's.
+    let hierarchies = if cgroup_version() == 2 { vec![CGROUPS.into()] } else { folders(CGROUPS) };
+    let tops = hierarchies.iter().flat_map(folders);
+    let mut groups: Vec<_> = tops
+        .filter(|top| !top.ends_with(".slice") && !top.ends_with(".scope"))
+        .flat_map(|top| folders(&top))
+        .collect();
+    while let Some(group) = groups.pop() {
+        groups.extend(folders(&group));
+        match group.rsplit('/').next().unwrap_or_default() {
+            // Podman and Docker keep these.
+            "conmon" | "buildkit" => {}
+            name => drop(found.insert(format!("control group {name}"))),
         }
     }
     Ok(found)
 }
 
-/// Makes this process the parent of every orphan among its descendants.
-///
-/// # Errors
-///
-/// None that Linux since 3.4 knows.
-pub fn adopt() -> Result<()> {
-    Ok(nix::sys::prctl::set_child_subreaper(true)?)
-}
-
-/// The mounts and the network interfaces that `process` sees.
-///
-/// # Errors
-///
-/// When it has ended.
-pub fn surroundings(process: &Process) -> Result<HashSet<String>> {
-    let mounts = process.mountinfo()?;
-    let mounts = mounts.iter().map(|mount| format!("mount {}", mount.mount_point.display()));
-    let links = process.dev_status()?;
-    Ok(mounts.chain(links.keys().map(|link| format!("network interface {link}"))).collect())
+/// The folders in a folder.
+fn folders(path: impl AsRef<Path>) -> Vec<String> {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.map(|entry| entry.path().display().to_string()).collect()
 }
 
 /// Fails, with both of them, unless what was seen is what was expected.
-///
-/// # Errors
-///
-/// That.
 pub fn same<T: PartialEq + Debug>(what: &str, seen: T, expected: T) -> Result<()> {
     ensure!(seen == expected, "{what}: {seen:?}, where {expected:?} was expected");
     Ok(())

@@ -1,43 +1,51 @@
-//! The image on real container engines: `cargo xtask engines` builds it and runs this.
+//! The image on real container engines: `cargo xtask engines` builds it and runs this, in a Debian
+//! system that is thrown away.
 
-mod bundle;
 mod containerd;
 mod daemon;
 mod docker;
 mod engine;
 mod host;
 mod images;
-mod kind;
-mod pod;
+mod kubernetes;
+mod oci;
 mod podman;
 mod report;
 mod scenario;
-mod scenes;
-mod stage;
-mod toolchain;
 mod wait;
 
-use bundle::{Bundles, Crun, Runc};
 use clap::Parser;
 use containerd::Containerd;
 use docker::Docker;
+use engine::Name;
+use images::Image;
+use kubernetes::Kubernetes;
+use oci::{Crun, Oci, Runc, Runsc};
 use podman::Podman;
 use report::Report;
-use stage::{Props, Stage};
+use scenario::Context;
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 
-/// Tries an image on real container engines.
+/// Tries an image on the container engines of this system, and changes the system for it.
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
-    props: Props,
+    image: Image,
     /// Engines that must not be skipped
     #[arg(long, value_name = "ENGINE", value_delimiter = ',')]
-    require: Vec<kind::Engine>,
-    /// Document to write the matrix into
+    require: Vec<Name>,
+    /// File to write the matrix into
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Wait this many times longer before something counts as hanging
+    #[arg(long, default_value_t = 1)]
+    slowness: u32,
+    /// Number of pods that are many
+    #[arg(long, default_value_t = 100)]
+    pods: u64,
     /// Run only what has this in its name, such as docker::stop
     #[arg(default_value = "")]
     filter: String,
@@ -55,16 +63,21 @@ fn main() -> ExitCode {
 
 #[tokio::main(flavor = "current_thread")]
 async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    host::adopt()?;
-    let stage = Stage::set(args.props)?;
-    let mut report = Report::new(args.require, args.filter)?;
-    report.on::<Docker>(&stage).await;
-    report.on::<Containerd>(&stage).await;
-    report.on::<Podman<false>>(&stage).await;
-    report.on::<Podman<true>>(&stage).await;
-    report.on::<Bundles<Runc>>(&stage).await;
-    report.on::<Bundles<Crun>>(&stage).await;
-    let written = args.report.map_or(Ok(()), |document| report.write(&document));
-    let code = report.close();
-    written.and(Ok(code))
+    wait::SLOWNESS.store(args.slowness, Ordering::Relaxed);
+    let binary = args.image.binary()?;
+    let left_out = RefCell::default();
+    let context = Context { image: args.image, binary, pods: args.pods, left_out };
+    let mut report = Report::new(args.require, args.filter, context);
+    report.on::<Docker>().await?;
+    report.on::<Containerd>().await?;
+    report.on::<Podman<false>>().await?;
+    report.on::<Podman<true>>().await?;
+    report.on::<Oci<Runc>>().await?;
+    report.on::<Oci<Crun>>().await?;
+    report.on::<Oci<Runsc>>().await?;
+    report.on::<Kubernetes>().await?;
+    if let Some(path) = args.report {
+        report.write(&path)?;
+    }
+    Ok(report.close())
 }

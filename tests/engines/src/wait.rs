@@ -1,24 +1,22 @@
-//! Waiting for states and for commands. Every deadline here is generous: it is there to turn a hang
-//! into a failure, and no measure of anything.
+//! Waits for states and for commands. The limits turn a hang into a failure; they measure nothing.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::ffi::OsStr;
 use std::process::{Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-/// How long a state may take to come about.
-const STATE: Duration = Duration::from_secs(60);
+/// How many times slower than usual this machine is: an emulated one.
+pub static SLOWNESS: AtomicU32 = AtomicU32::new(1);
 
-/// How long a command may take: some of them build.
-const COMMAND: Duration = Duration::from_secs(300);
+/// A limit of so many seconds, for this machine.
+pub fn limit(seconds: u64) -> Duration {
+    Duration::from_secs(seconds) * SLOWNESS.load(Ordering::Relaxed)
+}
 
 /// Looks again and again until `look` finds something, and returns that.
-///
-/// # Errors
-///
-/// The first error of `look`, or that `state` did not come about.
 pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     let looking = async {
         loop {
@@ -28,18 +26,14 @@ pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(STATE, looking).await.unwrap_or_else(|_| bail!("waited in vain until {state}"))
+    timeout(limit(60), looking).await.unwrap_or_else(|_| bail!("waited in vain until {state}"))
 }
 
-/// Runs a command to its end, whatever that is.
-///
-/// # Errors
-///
-/// When it cannot be run, or does not end.
+/// Runs a command to its end, whatever its exit code.
 pub async fn end(command: &mut Command) -> Result<Output> {
     let run = command.kill_on_drop(true).stdin(Stdio::null()).output();
     let output =
-        timeout(COMMAND, run).await.with_context(|| format!("{} hangs", shown(command)))?;
+        timeout(limit(300), run).await.with_context(|| format!("{} hangs", shown(command)))?;
     output.with_context(|| format!("cannot run {}", shown(command)))
 }
 
@@ -50,15 +44,17 @@ fn shown(command: &Command) -> String {
     words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
 }
 
-/// Runs a command that has to succeed and returns what it prints, without the last line break.
-///
-/// # Errors
-///
-/// When it cannot be run, does not end, or fails; with all that it said.
+/// Runs a command that has to succeed and returns what it prints, without the last line break. The
+/// error has all of its output.
 pub async fn success(command: &mut Command) -> Result<String> {
     let output = end(command).await?;
-    let answer = String::from_utf8(output.stdout)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {}\n{answer}{said}", shown(command), output.status);
-    Ok(answer.trim_end().to_owned())
+    let stdout = String::from_utf8(output.stdout)?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {}\n{stdout}{stderr}", shown(command), output.status);
+    Ok(stdout.trim_end().to_owned())
+}
+
+/// Runs a script of the shell that has to succeed, with `arguments` as $1 and so on.
+pub async fn script(script: &str, arguments: &[&str]) -> Result<String> {
+    success(Command::new("sh").args(["-euc", script, "sh"]).args(arguments)).await
 }

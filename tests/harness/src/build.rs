@@ -167,9 +167,19 @@ fn binary_of(mut build: Command) -> Result<PathBuf> {
 
 /// Builds the program behind `cargo xtask`, with all of its tasks, and returns its path.
 pub fn build_xtask() -> Result<PathBuf> {
+    build_program("xtask")
+}
+
+/// Builds the program of a package of the workspace and returns its path.
+pub fn build_program(package: &str) -> Result<PathBuf> {
     let mut command = cargo("build");
-    command.args(["--quiet", "--package=xtask", "--message-format=json-render-diagnostics"]);
+    command.args(["--quiet", "--package", package, "--message-format=json-render-diagnostics"]);
     binary_of(command)
+}
+
+/// The folder of the usual toolchain, which has `bin/rustc`.
+pub fn sysroot() -> Result<PathBuf> {
+    Ok(stdout_of(Command::new(usual_rustc()).arg("--print=sysroot"))?.trim().into())
 }
 
 /// Copies the sources, all that is not made from them, into an existing folder.

@@ -1,0 +1,411 @@
+//! Kubernetes, built from Debian's source package and driven by kubectl as people do it: a kubelet
+//! decides what happens to sandboxes here. The container runtime is containerd, as in its own column.
+
+use crate::containerd::{Containerd, ctr};
+use crate::engine::{Column, Engine, Lacks, Name, Skip};
+use crate::host::{self, same};
+use crate::images::{self, BUSYBOX, Image, NGINX};
+use crate::scenario::{Context, HELLO, Scenario, Shell, is_as_before, is_init, pauses, reaps};
+use crate::wait::{script, success, until};
+use anyhow::{Context as _, Result, bail, ensure};
+use harness::build::project;
+use harness::proc::{activity, is_asleep};
+use harness::sandbox::USER;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use procfs::process::Process;
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use tokio::process::Command;
+
+/// The programs of Kubernetes, as `xtask engines` shows them to this system.
+const PROGRAMS: &str = "/opt/kubernetes";
+
+/// The example whose pod several scenarios use.
+const SHARED_PID: &str = "shared-pid";
+
+/// Makes the kubelet remove unused images at once, because no disk is that empty. What it does by
+/// itself, by thresholds of another name, it does every five minutes.
+const COLLECT: &str = "--eviction-hard=nodefs.available<99%,imagefs.available<99%";
+
+/// Applies a manifest with the names of the images that are there.
+const APPLY: &str = r##"
+    sed -e "s#image: .*/pause:.*#image: $2#" -e "s#image: nginx:.*#image: $3#" \
+        -e "s#image: \(busybox\|debian\):.*#image: $4#" "$1" | kubectl apply --filename -
+"##;
+
+/// A Kubernetes of one node.
+pub struct Kubernetes {
+    containerd: Containerd,
+}
+
+/// What a pod keeps as long as its sandbox is the same.
+#[derive(Debug, PartialEq)]
+struct Sandbox {
+    id: String,
+    pid: i32,
+    started: u64,
+    address: String,
+}
+
+/// The container `shell` of a pod.
+struct ShellOf(&'static str);
+
+impl Column for Kubernetes {
+    const NAME: Name = Name::Kubernetes;
+
+    async fn start(image: &Image) -> Result<Self> {
+        let reason = "it takes 10 minutes to build: cargo xtask engines kubernetes";
+        ensure!(Path::new(PROGRAMS).exists(), Skip(reason.to_owned()));
+        let containerd = <Containerd as Engine>::start(image).await?;
+        control(&["start"]).await?;
+        kubelet(image, &[]).await?;
+        Ok(Self { containerd })
+    }
+
+    async fn version(&self) -> Result<String> {
+        let version = field("node/node", ".status.nodeInfo.kubeletVersion").await?;
+        Ok(version.trim_start_matches('v').to_owned())
+    }
+
+    async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
+        let before = host::surroundings()?;
+        match scenario {
+            Scenario::Load => return self.load(context).await,
+            Scenario::Stop => stop(context).await?,
+            Scenario::Inside => inside(context).await?,
+            Scenario::HostPid => host_pid(context).await?,
+            Scenario::Pod => pod(context).await?,
+            Scenario::Tutorial => tutorial(context).await?,
+            Scenario::Replace => replace(context).await?,
+            // The kubelet is another process then.
+            Scenario::Restart => return restart(context).await,
+            Scenario::Killed => killed(context).await?,
+            Scenario::Settings => settings(context).await?,
+            Scenario::Garbage => return self.garbage(context).await,
+            Scenario::Placeholder => placeholder(context).await?,
+            Scenario::PrePull => pre_pull(context).await?,
+            Scenario::Many => many(context).await?,
+            Scenario::Outside => return Err(Lacks("kubectl sends no signals").into()),
+            Scenario::Hardened => return Err(Lacks("it is part of `placeholder`").into()),
+            Scenario::Remapped => return Err(Lacks("1.20 has no user namespaces").into()),
+            _ => return Err(Lacks("it is up to containerd, whatever the kubelet does").into()),
+        }
+        is_as_before(&before, async || host::surroundings()).await
+    }
+
+    async fn list(&self) -> Result<HashSet<String>> {
+        let list = kubectl(&["get", "pods,deployments,daemonsets", "--output=name"]).await?;
+        Ok(list.lines().map(str::to_owned).collect())
+    }
+
+    async fn remove_all(&self) -> Result<()> {
+        delete(&["deployments,daemonsets,pods", "--all"]).await
+    }
+
+    async fn end(self) -> Result<()> {
+        control(&["stop"]).await?;
+        Engine::end(self.containerd).await
+    }
+}
+
+impl Kubernetes {
+    async fn load(&self, context: &Context) -> Result<()> {
+        self.containerd.load(&context.image.archive).await?;
+        for archive in images::helpers().await? {
+            self.containerd.load(archive).await?;
+        }
+        Ok(())
+    }
+
+    async fn garbage(&self, context: &Context) -> Result<()> {
+        let image = &context.image;
+        let has = async |name| {
+            anyhow::Ok(ctr(["images", "list", "--quiet"]).await?.lines().any(|it| it == name))
+        };
+        let gone = async |name| {
+            let gone = async || Ok((!has(name).await?).then_some(()));
+            until(&format!("{name} is removed"), gone).await
+        };
+        kubelet(image, &[COLLECT]).await?;
+        gone(BUSYBOX).await?;
+        ensure!(has(&image.reference).await?, "the kubelet removed its sandbox image");
+
+        // This containerd pins nothing. A kubelet that does not know the image takes it for unused.
+        control(&["kubelet", COLLECT]).await?;
+        gone(&image.reference).await?;
+
+        self.load(context).await?;
+        kubelet(image, &[]).await?;
+        shared_pid(context).await?;
+        delete(&["pod", SHARED_PID]).await
+    }
+}
+
+impl Shell for ShellOf {
+    async fn shell(&self, script: &str) -> Result<String> {
+        kubectl(&["exec", self.0, "--container=shell", "--", "sh", "-c", script]).await
+    }
+}
+
+async fn stop(context: &Context) -> Result<()> {
+    kubectl(&["run", "pause", "--image", &context.image.reference]).await?;
+    ready("pause").await?;
+    exits_with_0("pause", &["pod/pause"]).await
+}
+
+async fn inside(context: &Context) -> Result<()> {
+    let before = shared_pid(context).await?;
+    ShellOf(SHARED_PID).shell("kill -TERM 1 && kill -INT 1").await?;
+    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
+    delete(&["pod", SHARED_PID]).await
+}
+
+async fn host_pid(context: &Context) -> Result<()> {
+    apply("tests/engines/kubernetes/host.yaml", context).await?;
+    ready("host").await?;
+    let pause = Process::new(sandbox("host", context, USER).await?.pid)?;
+    let namespaces = |process: &Process| host::namespaces(process, &["pid", "net"]);
+    same("the namespaces", namespaces(&pause)?, namespaces(&Process::myself()?)?)?;
+    delete(&["pod", "host"]).await
+}
+
+async fn pod(context: &Context) -> Result<()> {
+    let sandbox = shared_pid(context).await?;
+    is_init(&ShellOf(SHARED_PID), USER).await?;
+    let pid = Pid::from_raw(sandbox.pid);
+    let before = activity(pid)?;
+    reaps(&ShellOf(SHARED_PID)).await?;
+    same("what pause cost the scheduler", activity(pid)?, before)?;
+    delete(&["pod", SHARED_PID]).await
+}
+
+async fn tutorial(context: &Context) -> Result<()> {
+    let name = "two-containers";
+    apply("examples/two-containers.yaml", context).await?;
+    same("the exit code of the second container", exit_code(name, "debian").await?, 0)?;
+    until("nginx runs, and the other container does not", async || {
+        let shown = kubectl(&["get", "pod", name, "--no-headers"]).await?;
+        Ok((shown.split_whitespace().nth(1) == Some("1/2")).then_some(()))
+    })
+    .await?;
+    let url = format!("http://{}/", sandbox(name, context, USER).await?.address);
+    let fetch = ["wget", "-q", "-O", "-", &url];
+    let page = async || Ok(success(Command::new("busybox").args(fetch)).await.ok());
+    same("what nginx serves", until("nginx answers", page).await?, HELLO.to_owned())?;
+    delete(&["pod", name]).await
+}
+
+async fn replace(context: &Context) -> Result<()> {
+    let before = shared_pid(context).await?;
+    ShellOf(SHARED_PID).shell("killall -KILL nginx").await?;
+    restarted(SHARED_PID, "nginx").await?;
+    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
+
+    // Another image, that has the same command.
+    kubectl(&["set", "image", "pod", SHARED_PID, &format!("shell={NGINX}")]).await?;
+    restarted(SHARED_PID, "shell").await?;
+    ShellOf(SHARED_PID).shell("which nginx").await?;
+    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
+    delete(&["pod", SHARED_PID]).await
+}
+
+async fn restart(context: &Context) -> Result<()> {
+    let before = shared_pid(context).await?;
+    kubelet(&context.image, &[]).await?;
+    // That it does something in the pod shows that it has taken it over.
+    ShellOf(SHARED_PID).shell("killall -KILL nginx").await?;
+    restarted(SHARED_PID, "nginx").await?;
+    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
+    let restarts = container(SHARED_PID, "shell", ".restartCount").await?;
+    same("the restarts of the other container", restarts, "0".to_owned())?;
+    delete(&["pod", SHARED_PID]).await
+}
+
+async fn killed(context: &Context) -> Result<()> {
+    let before = shared_pid(context).await?;
+    kill(Pid::from_raw(before.pid), Signal::SIGKILL)?;
+    // The kernel takes the PID namespace down with its PID 1.
+    restarted(SHARED_PID, "nginx").await?;
+    restarted(SHARED_PID, "shell").await?;
+    let after = sandbox(SHARED_PID, context, USER).await?;
+    ensure!(after.id != before.id, "the kubelet takes the dead sandbox for a living one");
+    is_init(&ShellOf(SHARED_PID), USER).await?;
+    delete(&["pod", SHARED_PID]).await
+}
+
+async fn settings(context: &Context) -> Result<()> {
+    apply("tests/engines/kubernetes/settings.yaml", context).await?;
+    restarted("settings", "shell").await?;
+    let before = sandbox("settings", context, 1000).await?;
+    let limit = host::memory_limit(&Process::new(before.pid)?)?;
+    same("the memory that the pod may use", limit, 64 << 20)?;
+    // From the same user.
+    ShellOf("settings").shell("kill -TERM 1 && kill -INT 1").await?;
+    same("the sandbox", sandbox("settings", context, 1000).await?, before)?;
+    delete(&["pod", "settings"]).await
+}
+
+async fn placeholder(context: &Context) -> Result<()> {
+    apply("examples/placeholder.yaml", context).await?;
+    rolled_out("deployment/placeholder").await?;
+    let id = container(&pod_of("placeholder").await?, "pause", ".containerID").await?;
+    let pid = process(id.trim_start_matches("containerd://")).context("it does not run")?;
+    let pause = host::asleep(pid, &context.binary, USER).await?.status()?;
+    same("the capabilities it could get", pause.capbnd, Some(0))?;
+    same("the flag no_new_privs", pause.nonewprivs, Some(1))?;
+
+    // A pod for which there is only room without the placeholder.
+    let requests =
+        format!("--requests=cpu={}", field("node/node", ".status.allocatable.cpu").await?);
+    kubectl(&["run", "important", "--image", &context.image.reference, &requests]).await?;
+    ready("important").await?;
+    let next = format!("pod/{}", pod_of("placeholder").await?);
+    same("the next placeholder", field(&next, ".status.phase").await?, "Pending".to_owned())?;
+    delete(&["pod", "important"]).await?;
+    rolled_out("deployment/placeholder").await?;
+    let resources = ["deployment/placeholder", "priorityclass/placeholder"];
+    exits_with_0(&pod_of("placeholder").await?, &resources).await
+}
+
+async fn pre_pull(context: &Context) -> Result<()> {
+    apply("examples/pre-pull.yaml", context).await?;
+    rolled_out("daemonset/pre-pull").await?;
+    exits_with_0(&pod_of("pre-pull").await?, &["daemonset/pre-pull"]).await
+}
+
+async fn many(context: &Context) -> Result<()> {
+    let image = format!("--image={}", context.image.reference);
+    let replicas = format!("--replicas={}", context.pods);
+    kubectl(&["create", "deployment", "many", &image, &replicas]).await?;
+    rolled_out("deployment/many").await?;
+    let addresses = kubectl(&["get", "pods", "--output=jsonpath={.items[*].status.podIP}"]).await?;
+    let addresses: HashSet<_> = addresses.split(' ').collect();
+    same("the number of addresses", addresses.len() as u64, context.pods)?;
+    // A sandbox and a container in each pod.
+    let pauses = pauses()?;
+    same("the number of processes", pauses.len() as u64, 2 * context.pods)?;
+    let sleep = async || Ok(pauses.iter().all(|pid| is_asleep(Pid::from_raw(*pid))).then_some(()));
+    until("all of them sleep", sleep).await?;
+    delete(&["deployment", "many"]).await?;
+    patiently(&["wait", "--for=delete", "pod", "--all"]).await
+}
+
+/// Runs control-plane.sh.
+async fn control(arguments: &[&str]) -> Result<()> {
+    let script = project().join("tests/engines/kubernetes/control-plane.sh");
+    success(Command::new("bash").arg(script).args(arguments)).await.map(drop)
+}
+
+/// Starts the kubelet anew. It has to know the image, so as not to take it for unused.
+async fn kubelet(image: &Image, options: &[&str]) -> Result<()> {
+    let kubelet = ["kubelet", "--pod-infra-container-image", &image.reference];
+    control(&[&kubelet, options].concat()).await
+}
+
+async fn kubectl(arguments: &[&str]) -> Result<String> {
+    success(Command::new("kubectl").args(arguments)).await
+}
+
+/// Applies a manifest of the project.
+async fn apply(manifest: &str, context: &Context) -> Result<()> {
+    let path = project().join(manifest).display().to_string();
+    script(APPLY, &[&path, &context.image.reference, NGINX, BUSYBOX]).await.map(drop)
+}
+
+/// Starts the pod of the example that several scenarios use.
+async fn shared_pid(context: &Context) -> Result<Sandbox> {
+    apply("examples/shared-pid.yaml", context).await?;
+    ready(SHARED_PID).await?;
+    sandbox(SHARED_PID, context, USER).await
+}
+
+async fn ready(pod: &str) -> Result<()> {
+    patiently(&["wait", "--for=condition=Ready", "pod", pod]).await
+}
+
+async fn rolled_out(resource: &str) -> Result<()> {
+    patiently(&["rollout", "status", resource]).await
+}
+
+async fn delete(resources: &[&str]) -> Result<()> {
+    patiently(&[&["delete"], resources].concat()).await
+}
+
+/// Runs a command of kubectl that waits, below the limit that every command has.
+async fn patiently(arguments: &[&str]) -> Result<()> {
+    kubectl(&[arguments, &["--timeout=280s"]].concat()).await.map(drop)
+}
+
+/// Deletes resources, and with them a pod of pause, which has to exit with 0.
+async fn exits_with_0(pod: &str, resources: &[&str]) -> Result<()> {
+    // With a finalizer, the pod can be looked at until that is removed.
+    let finalizers = async |list| {
+        let patch = format!(r#"{{"metadata":{{"finalizers":{list}}}}}"#);
+        kubectl(&["patch", "pod", pod, "--patch", &patch]).await
+    };
+    finalizers(r#"["localhost/keep"]"#).await?;
+    kubectl(&[&["delete", "--wait=false"], resources].concat()).await?;
+    let code = exit_code(pod, "pause").await?;
+    finalizers("null").await?;
+    patiently(&["wait", "--for=delete", "pod", pod]).await?;
+    same("the exit code", code, 0)
+}
+
+/// A field of a resource, empty where it is not there.
+async fn field(resource: &str, path: &str) -> Result<String> {
+    kubectl(&["get", resource, &format!("--output=jsonpath={{{path}}}")]).await
+}
+
+/// A field of the status of a container.
+async fn container(pod: &str, name: &str, path: &str) -> Result<String> {
+    let path = format!(r#".status.containerStatuses[?(@.name=="{name}")]{path}"#);
+    field(&format!("pod/{pod}"), &path).await
+}
+
+/// The newest pod with the label `app`.
+async fn pod_of(app: &str) -> Result<String> {
+    let (selector, sort) =
+        (format!("--selector=app={app}"), "--sort-by=.metadata.creationTimestamp");
+    let pods = kubectl(&["get", "pods", &selector, sort, "--output=name"]).await?;
+    Ok(pods.lines().next_back().context("there is no pod")?.trim_start_matches("pod/").to_owned())
+}
+
+/// Waits until the kubelet has restarted a container once.
+async fn restarted(pod: &str, name: &str) -> Result<()> {
+    until(&format!("the container {name} was restarted"), async || {
+        let restarts = container(pod, name, ".restartCount").await?;
+        Ok((restarts == "1" && container(pod, name, ".ready").await? == "true").then_some(()))
+    })
+    .await
+}
+
+/// Waits until a container has ended, and returns its exit code.
+async fn exit_code(pod: &str, name: &str) -> Result<i64> {
+    until(&format!("the container {name} has ended"), async || {
+        Ok(container(pod, name, ".state.terminated.exitCode").await?.parse().ok())
+    })
+    .await
+}
+
+/// The sandbox of a pod, whose pause has to sleep, as `user`.
+async fn sandbox(pod: &str, context: &Context, user: u32) -> Result<Sandbox> {
+    let (name, kind) = ("io.kubernetes.pod.name", "io.cri-containerd.kind");
+    let filter = format!(r#"labels."{name}"=={pod},labels."{kind}"==sandbox"#);
+    // A dead one may still be listed.
+    for id in ctr(["containers", "list", "--quiet", &filter]).await?.lines() {
+        if let Some(pid) = process(id) {
+            let started = host::asleep(pid, &context.binary, user).await?.stat()?.starttime;
+            let address = field(&format!("pod/{pod}"), ".status.podIP").await?;
+            return Ok(Sandbox { id: id.to_owned(), pid, started, address });
+        }
+    }
+    bail!("no pause runs for the pod {pod}")
+}
+
+/// The process of a container, if it is there.
+fn process(id: &str) -> Option<i32> {
+    let tasks = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
+    fs::read_to_string(format!("{tasks}/{id}/init.pid")).ok()?.parse().ok()
+}
