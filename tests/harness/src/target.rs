@@ -18,8 +18,6 @@ pub struct Target {
     pub qemu: &'static str,
     /// The system call that pause sleeps in.
     pub sleeps_in: &'static str,
-    /// Debian package with `qemu-system-*` for it.
-    pub qemu_package: &'static str,
     /// Debian's kernels that it is booted on.
     pub kernels: &'static [Kernel],
 }
@@ -53,7 +51,6 @@ pub const TARGETS: &[Target] = &[
         platform: "linux/amd64",
         qemu: "x86_64",
         sleeps_in: "pause",
-        qemu_package: "qemu-system-x86",
         kernels: X86_64,
     },
     Target {
@@ -62,7 +59,6 @@ pub const TARGETS: &[Target] = &[
         platform: "linux/arm64/v8",
         qemu: "aarch64",
         sleeps_in: "ppoll",
-        qemu_package: "qemu-system-arm",
         kernels: AARCH64,
     },
     Target {
@@ -71,7 +67,6 @@ pub const TARGETS: &[Target] = &[
         platform: "linux/arm/v7",
         qemu: "arm",
         sleeps_in: "pause",
-        qemu_package: "qemu-system-arm",
         kernels: &[kernel("bookworm/armmp", 4)],
     },
     Target {
@@ -80,7 +75,6 @@ pub const TARGETS: &[Target] = &[
         platform: "linux/loong64",
         qemu: "loongarch64",
         sleeps_in: "ppoll",
-        qemu_package: "qemu-system-misc",
         kernels: &[],
     },
     Target {
@@ -89,7 +83,6 @@ pub const TARGETS: &[Target] = &[
         platform: "linux/ppc64le",
         qemu: "ppc64le",
         sleeps_in: "pause",
-        qemu_package: "qemu-system-ppc",
         kernels: &[kernel("bookworm/powerpc64le", 64)],
     },
     Target {
@@ -98,7 +91,6 @@ pub const TARGETS: &[Target] = &[
         platform: "linux/riscv64",
         qemu: "riscv64",
         sleeps_in: "ppoll",
-        qemu_package: "qemu-system-misc",
         kernels: &[],
     },
     Target {
@@ -107,7 +99,6 @@ pub const TARGETS: &[Target] = &[
         platform: "linux/s390x",
         qemu: "s390x",
         sleeps_in: "pause",
-        qemu_package: "qemu-system-misc",
         kernels: &[kernel("bookworm/s390x", 4)],
     },
 ];
@@ -129,17 +120,21 @@ impl Target {
 
     /// Path of the program that emulates system calls and instructions of this target.
     pub fn user_emulator(&self) -> Result<PathBuf> {
-        find(&format!("qemu-{}-static", self.qemu), "qemu-user-static")
+        find(&format!("qemu-{}-static", self.qemu))
     }
 
     /// Path of the program that emulates a whole machine of this target.
     pub fn system_emulator(&self) -> Result<PathBuf> {
-        find(&format!("qemu-system-{}", self.qemu), self.qemu_package)
+        find(&format!("qemu-system-{}", self.qemu))
     }
 }
 
-/// Finds a program of one of Debian's packages.
-fn find(program: &str, package: &str) -> Result<PathBuf> {
-    which::which(program)
-        .with_context(|| format!("there is no {program}; on Debian: apt install {package}"))
+/// Finds one of qemu's programs.
+fn find(program: &str) -> Result<PathBuf> {
+    which::which(program).with_context(|| {
+        format!(
+            "there is no {program}; on Debian it is in qemu-user-static, qemu-system-arm, \
+             qemu-system-misc, qemu-system-ppc or qemu-system-x86"
+        )
+    })
 }
