@@ -1,6 +1,7 @@
 //! `cargo xtask release --dry-run`: runs the steps of the release workflow as far as that is possible
 //! without its network: all but those that sign and publish.
 
+use crate::debian::{Debian, Release};
 use anyhow::{Context, Result, bail, ensure};
 use harness::build::project;
 use serde_json::Value;
@@ -22,6 +23,12 @@ const JOBS: [&str; 3] = ["build", "verify", "publish"];
 
 /// Steps that need the network or rights that only the workflow has.
 const NOT_TRIED: [&str; 2] = ["Get core for the other platforms", "Release"];
+
+/// What the workflow knows about the release.
+const VARIABLES: [(&str, &str); 2] = [
+    ("GITHUB_REF_NAME", concat!("v", env!("CARGO_PKG_VERSION"))),
+    ("GITHUB_REPOSITORY", "Example/pause"),
+];
 
 /// Runs every step that can be run here.
 pub fn run(_: &Args) -> Result<()> {
@@ -69,12 +76,11 @@ fn try_step(step: &Value, name: &str, action: Option<&str>, workspace: &Path) ->
             let file = workspace.join("step.sh");
             fs::write(&file, script)?;
             if workspace.ends_with("publish") {
-                publish(workspace)
-            } else {
-                let mut bash = Command::new("bash");
-                bash.args(["-e", "-o", "pipefail"]).arg(file).env("REGISTRY", "ghcr.io");
-                bash
+                return publish(&file, workspace);
             }
+            let mut bash = Command::new("bash");
+            bash.args(["-e", "-o", "pipefail"]).arg(file).env("REGISTRY", "ghcr.io");
+            bash
         }
         (Some("actions/attest"), _) | (None, Some(_)) => {
             println!("not tried");
@@ -86,23 +92,25 @@ fn try_step(step: &Value, name: &str, action: Option<&str>, workspace: &Path) ->
         .current_dir(workspace.join(step["working-directory"].as_str().unwrap_or(".")))
         // Kept, so that only the first run compiles everything.
         .env("CARGO_TARGET_DIR", workspace.with_extension("target"))
-        .env("GITHUB_REF_NAME", concat!("v", env!("CARGO_PKG_VERSION")))
-        .env("GITHUB_REPOSITORY", "Example/pause");
+        .envs(VARIABLES);
     let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     ensure!(status.success(), "{status}");
     Ok(())
 }
 
-/// The command that runs a script in a Debian system with a registry in place of the network's, and then
-/// pulls from there what the script pushed.
-fn publish(workspace: &Path) -> Command {
-    let mut command = Command::new(project().join(".ci/debian"));
-    let steps = project().join("xtask/src");
-    command.args(["trixie", "ca-certificates,containerd,docker-registry,skopeo"]);
-    command.arg(format!("{}:/work:rw,{}:/steps:ro", workspace.display(), steps.display()));
-    command.args(["bash", "/steps/release.sh", "/work/step.sh"]);
-    command.env("REGISTRY", "127.0.0.1:5000");
-    command.env("HOME", "/work/home").env("GITHUB_OUTPUT", "/work/output");
-    command.env("GITHUB_ACTOR", "nobody").env("TOKEN", "none");
-    command
+/// Runs a script in a Debian system with a registry in place of the network's, and then pulls from there
+/// what the script pushed.
+fn publish(script: &Path, workspace: &Path) -> Result<()> {
+    let packages = ["ca-certificates", "containerd", "docker-registry", "iproute2", "skopeo"];
+    let mut debian = Debian::make("registry", Release::Trixie, &packages)?;
+    debian.show =
+        vec![(workspace.join("dist"), "/work/dist"), (project().join("xtask/src"), "/steps")];
+    debian.add(script, "/work/step.sh")?;
+    let mut command = vec!["env", "REGISTRY=127.0.0.1:5000", "GITHUB_ACTOR=nobody", "TOKEN=none"];
+    let variables = VARIABLES.map(|(name, value)| format!("{name}={value}"));
+    command.extend(variables.iter().map(String::as_str));
+    command.extend(["bash", "/steps/release.sh", "/work/step.sh"]);
+    let status = debian.run(&command)?;
+    ensure!(status.success(), "{status}");
+    Ok(())
 }

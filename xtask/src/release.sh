@@ -1,9 +1,10 @@
-# Runs in a Debian system of its own, see .ci/debian. Pushes an image to a registry on the loopback by
-# the command of the workflow, and pulls it back with skopeo and with containerd.
+# Runs in a Debian system of its own, see release.rs. Pushes an image to a registry on the loopback by the
+# command of the workflow, and pulls it back with skopeo and with containerd.
 #
-#     release.sh PUSH-SCRIPT      (in a folder that has dist/pause.tar)
+#     release.sh PUSH-SCRIPT      (in /work, which has dist/pause.tar)
 set -euo pipefail
 cd /work
+export HOME=/work/home GITHUB_OUTPUT=/work/output
 mkdir --parents "$HOME/.config/containers"
 
 digest=$(tar --extract --to-stdout --file dist/pause.tar index.json | grep -o 'sha256:[0-9a-f]*')

@@ -1,12 +1,15 @@
 //! `cargo xtask verify`: whether these sources make a given image, byte for byte.
 
+use crate::debian::{Debian, Release};
 use crate::image::{Image, Recipe, Selection, sha256, write};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use harness::build;
 use serde_json::{Value, from_slice};
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
 
 /// The command line of `cargo xtask verify`.
 #[derive(clap::Args)]
@@ -17,11 +20,17 @@ pub struct Args {
     subject: String,
     #[command(flatten)]
     recipe: Recipe,
+    /// Build the archive's image on these releases of Debian, as another user; only root can do that
+    #[arg(long, value_name = "RELEASE", value_delimiter = ',')]
+    debian: Vec<Release>,
 }
 
 /// Builds the image again and compares.
 pub fn run(args: &Args) -> Result<()> {
     let subject = &args.subject;
+    if !args.debian.is_empty() {
+        return args.debian.iter().try_for_each(|release| verify_on(*release, subject));
+    }
     if subject.starts_with("sha256:") {
         return verify_digest(subject, &args.recipe);
     }
@@ -51,6 +60,24 @@ pub fn run(args: &Args) -> Result<()> {
          diffoscope can explain it: what they make is in {}",
         ours.display()
     )
+}
+
+/// Does the same in a Debian system, with this machine's Rust.
+fn verify_on(release: Release, archive: &str) -> Result<()> {
+    let rust = build::stdout_of(Command::new("rustc").args(["--print=sysroot"]))?;
+    let default = || env::home_dir().unwrap_or_default().join(".cargo");
+    let cargo = env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
+    let name = format!("rust-{}", release.name());
+    let mut debian = Debian::make(&name, release, &["gcc", "iproute2", "libc6-dev"])?;
+    debian.show = vec![
+        (rust.trim().into(), "/rust"),
+        (cargo.join("registry"), "/registry"),
+        (build::project().to_owned(), "/sources"),
+    ];
+    debian.add(Path::new(archive), "/pause.tar")?;
+    let status = debian.run(&["sh", "-ec", include_str!("verify.sh")])?;
+    ensure!(status.success(), "not verified on {}: {status}", release.name());
+    Ok(())
 }
 
 fn verify_digest(wanted: &str, recipe: &Recipe) -> Result<()> {
