@@ -50,16 +50,15 @@ const SECTIONS: &[Section] = &[
         title: "Memory of a sleeping instance",
         note: "Mean of 1,000 instances, each PID 1 of its own PID namespace, by the kernel's account of \
                each process, which other programs cannot disturb: anonymous memory, and VmPTE with the \
-               topmost page table, which VmPTE leaves out. Rss counts shared pages in full. The rest is \
-               the growth of /proc/meminfo divided by 1,000: that of AnonPages + PageTables, which on an \
-               idle machine equals the account, and those of KernelStack and Slab, which belong to the \
-               kernel and are about the same for every process.",
+               topmost page table, which VmPTE leaves out. Resident memory counts shared pages in full. \
+               The rest is the growth of /proc/meminfo divided by 1,000: that of AnonPages + PageTables, \
+               which on an idle machine equals the account, and those of KernelStack and Slab, which \
+               belong to the kernel and are about the same for every process.",
         columns: &[
             OWN_MEMORY,
             Column { title: "anonymous, KiB", digits: 1, figure: |it| &it.anonymous },
             Column { title: "page tables, KiB", digits: 1, figure: |it| &it.page_tables },
-            Column { title: "Rss, KiB", digits: 0, figure: |it| &it.rss },
-            Column { title: "Pss, KiB", digits: 1, figure: |it| &it.pss },
+            Column { title: "resident, KiB", digits: 0, figure: |it| &it.resident },
             Column {
                 title: "growth of AnonPages + PageTables, KiB",
                 digits: 1,
@@ -149,7 +148,7 @@ pub fn write(peers: &[Peer], versions: &str) -> Result<()> {
     let intro = format!(
         "# What it costs\n\nWritten by `cargo xtask bench --report`, not by hand. All programs were \
          measured in one run, in turn. A figure is the median; ± is half the distance between the \
-         quartiles; in brackets is how many times upstream's it is, or ≈ where the spread hides the \
+         quartiles; in parentheses is how many times upstream's it is, or ≈ where the spread hides the \
          difference; – means that there is nothing to measure.\n\n{}\n\n{}\n\n\
          ![Memory of a sleeping instance](benchmarks.svg)\n\n",
         markdown::table(
