@@ -4,6 +4,7 @@ use super::Plan;
 use super::instance::Instance;
 use super::peer::{Peer, Results};
 use anyhow::{Context, Result};
+use harness::proc;
 use indicatif::ProgressBar;
 use nix::unistd::{SysconfVar, sysconf};
 use procfs::process::Process;
@@ -63,26 +64,19 @@ fn own_memory(info: &Meminfo) -> u64 {
 fn read_accounts(instances: &[Instance], results: &mut Results) -> Result<()> {
     // VmPTE leaves out the topmost page table.
     let topmost = sysconf(SysconfVar::PAGE_SIZE)?.context("unknown page size")? as f64 / 1024.0;
-    let [mut anonymous, mut page_tables, mut rss, mut pss] = [0.0; 4];
+    let [mut anonymous, mut page_tables, mut resident] = [0.0; 3];
     for instance in instances {
         for pid in instance.processes()? {
-            let process = Process::new(pid.as_raw())?;
-            let rollup = process
-                .smaps_rollup()
-                .context("cannot read the memory of a process that is not dumpable: become root")?;
-            let map = rollup.memory_map_rollup.iter().next().context("empty smaps_rollup")?;
-            let kib = |name| map.extension.map.get(name).map_or(0.0, |it| *it as f64 / 1024.0);
-            anonymous += kib("Anonymous");
-            page_tables += process.status()?.vmpte.context("no VmPTE")? as f64 + topmost;
-            rss += kib("Rss");
-            pss += kib("Pss");
+            let status = Process::new(pid.as_raw())?.status()?;
+            page_tables += status.vmpte.context("no VmPTE")? as f64 + topmost;
+            anonymous += proc::anonymous(pid)? as f64;
+            resident += proc::resident(pid)? as f64;
         }
     }
     let number = instances.len() as f64;
     results.anonymous.push(anonymous / number);
     results.page_tables.push(page_tables / number);
     results.own_memory.push((anonymous + page_tables) / number);
-    results.rss.push(rss / number);
-    results.pss.push(pss / number);
+    results.resident.push(resident / number);
     Ok(())
 }

@@ -47,6 +47,7 @@ struct Plan {
     churn_seconds: u32,
 }
 
+/// The notes of the report name these numbers.
 const FULL: Plan = Plan {
     instances: 1000,
     memory_rounds: 3,

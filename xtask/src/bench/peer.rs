@@ -43,8 +43,7 @@ pub struct Results {
     pub slab: Samples,
     /// Both.
     pub kernel_memory: Samples,
-    pub rss: Samples,
-    pub pss: Samples,
+    pub resident: Samples,
     pub wake_ups: Samples,
     pub interruptions: Samples,
     pub cpu: Samples,

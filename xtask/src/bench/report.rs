@@ -48,18 +48,18 @@ const SECTIONS: &[Section] = &[
     },
     Section {
         title: "Memory of a sleeping instance",
-        note: "Mean of 1,000 instances, each PID 1 of its own PID namespace, by the kernel's account of \
-               each process, which other programs cannot disturb: anonymous memory, and VmPTE with the \
-               topmost page table, which VmPTE leaves out. Rss counts shared pages in full. The rest is \
-               the growth of /proc/meminfo divided by 1,000: that of AnonPages + PageTables, which on an \
-               idle machine equals the account, and those of KernelStack and Slab, which belong to the \
-               kernel and are about the same for every process.",
+        note: "Mean of 1,000 instances, each PID 1 of its own PID namespace, by the kernel's account \
+               of each process, which other programs cannot disturb: anonymous memory, and VmPTE \
+               with the topmost page table, which VmPTE leaves out. Resident memory counts shared \
+               pages in full. The rest is the growth of /proc/meminfo divided by 1,000: that of \
+               AnonPages + PageTables, which on an idle machine equals the account, and those of \
+               KernelStack and Slab, which belong to the kernel and are about the same for every \
+               process.",
         columns: &[
             OWN_MEMORY,
             Column { title: "anonymous, KiB", digits: 1, figure: |it| &it.anonymous },
             Column { title: "page tables, KiB", digits: 1, figure: |it| &it.page_tables },
-            Column { title: "Rss, KiB", digits: 0, figure: |it| &it.rss },
-            Column { title: "Pss, KiB", digits: 1, figure: |it| &it.pss },
+            Column { title: "resident, KiB", digits: 0, figure: |it| &it.resident },
             Column {
                 title: "growth of AnonPages + PageTables, KiB",
                 digits: 1,
@@ -81,8 +81,8 @@ const SECTIONS: &[Section] = &[
     },
     Section {
         title: "Churn for a minute",
-        note: "A pod that shares its PID namespace, whose containers leave 200 orphans per second for a \
-               minute. Both programs at the same time.",
+        note: "A pod that shares its PID namespace, whose containers leave 200 orphans per second \
+               for a minute. Both programs at the same time.",
         columns: &[
             Column { title: "wake-ups of PID 1", digits: 0, figure: |it| &it.churn_wake_ups },
             Column { title: "interruptions", digits: 0, figure: |it| &it.churn_interruptions },
@@ -91,9 +91,9 @@ const SECTIONS: &[Section] = &[
     },
     Section {
         title: "Start and stop",
-        note: "300 instances of each peer, in random order, each PID 1 of its own PID namespace. From clone(2) \
-               until wait(2) returns, with SIGTERM as soon as all processes of the instance sleep; and \
-               the part of it between the start of the program and that sleep.",
+        note: "300 instances of each peer, in random order, each PID 1 of its own PID namespace. From \
+               clone(2) until wait(2) returns, with SIGTERM as soon as all processes of the instance \
+               sleep; and the part of it between the start of the program and that sleep.",
         columns: &[
             CLONE_TO_GONE,
             Column { title: "exec to asleep, µs", digits: 0, figure: |it| &it.exec_to_asleep },
@@ -149,7 +149,7 @@ pub fn write(peers: &[Peer], versions: &str) -> Result<()> {
     let intro = format!(
         "# What it costs\n\nWritten by `cargo xtask bench --report`, not by hand. All programs were \
          measured in one run, in turn. A figure is the median; ± is half the distance between the \
-         quartiles; in brackets is how many times upstream's it is, or ≈ where the spread hides the \
+         quartiles; in parentheses is how many times upstream's it is, or ≈ where the spread hides the \
          difference; – means that there is nothing to measure.\n\n{}\n\n{}\n\n\
          ![Memory of a sleeping instance](benchmarks.svg)\n\n",
         markdown::table(

@@ -6,7 +6,7 @@ use harness::markdown;
 use indicatif::{HumanBytes, HumanCount, HumanDuration};
 use std::time::Duration;
 
-/// Orphans of a pod per day, if a probe leaves one each time: every 10 seconds, the default of Kubernetes.
+/// Orphans of a pod per day, if a probe leaves one each time: every 10 seconds by default.
 const ORPHANS_PER_DAY: f64 = 24.0 * 3600.0 / 10.0;
 
 /// Nodes, and pods on each of them. 110 is the limit that the kubelet has by default.
