@@ -106,7 +106,7 @@ fn main() -> ExitCode {
             }
         };
         for (tests, obstacle) in
-            [(VARIED, &no_sandbox), (SANDBOXED, &no_sandbox), (UNSANDBOXED, &None)]
+            [(UNSANDBOXED, &None), (VARIED, &no_sandbox), (SANDBOXED, &no_sandbox)]
         {
             for &(test, function) in tests.iter().filter(|(test, _)| subject.applies(test)) {
                 let subject = subject.clone();
