@@ -19,8 +19,9 @@ use harness::tests;
 use harness::trial::{Trials, obstacle};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
+use nix::pty::openpty;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill};
-use nix::unistd::{self, Pid, SysconfVar, dup2_stdout, execv, getppid};
+use nix::unistd::{self, Pid, SysconfVar, dup2_stdout, execv, getppid, setsid};
 use procfs::process::Process;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -51,6 +52,7 @@ type Test = (&'static str, fn(&Subject) -> Result<()>);
 
 /// Tests in a sandbox.
 const SANDBOXED: &[Test] = tests![
+    ctrl_c_exits_with_0,
     handlers_do_not_interrupt_each_other,
     can_be_stopped_and_continued,
     children_that_died_before_exec_are_reaped,
@@ -208,9 +210,13 @@ fn asleep(setup: Setup) -> Result<Sandbox> {
 /// Stops a sandbox by `signal`: exit code 0, and nothing on stderr but `message`.
 fn stops_cleanly(sandbox: Sandbox, signal: Signal, message: &str) -> Result<()> {
     sandbox.signal(signal)?;
+    ends_cleanly(sandbox, message)
+}
+
+/// Waits for the end of a sandbox: exit code 0, and nothing on stderr but `message`.
+fn ends_cleanly(sandbox: Sandbox, message: &str) -> Result<()> {
     let (status, stderr) = sandbox.wait()?;
-    ensure!(status.code() == Some(0), "{status} after {signal}");
-    ensure!(stderr == message, "stderr is {stderr:?}");
+    ensure!(status.code() == Some(0) && stderr == message, "{status}, stderr is {stderr:?}");
     Ok(())
 }
 
@@ -225,6 +231,23 @@ fn no_child_is_left(sandbox: &Sandbox) -> Result<()> {
 }
 
 // Signals.
+
+/// The kernel itself is the sender, as with `docker run -it`.
+fn ctrl_c_exits_with_0(subject: &Subject) -> Result<()> {
+    let terminal = openpty(None, None)?;
+    let sandbox = asleep(subject.setup().stdout(terminal.slave).prepare(&TAKE_TERMINAL))?;
+    unistd::write(&terminal.master, b"\x03")?;
+    ends_cleanly(sandbox, "pause: SIGINT\n")
+}
+
+helper!(
+    TAKE_TERMINAL = |_| {
+        setsid()?;
+        // SAFETY: a descriptor and a number.
+        ensure!(unsafe { libc::ioctl(1, libc::TIOCSCTTY, 0) } == 0, "stdout is no free terminal");
+        Ok(())
+    }
+);
 
 fn handlers_do_not_interrupt_each_other(subject: &Subject) -> Result<()> {
     let sandbox = subject.asleep()?;
