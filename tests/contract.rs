@@ -19,8 +19,9 @@ use harness::tests;
 use harness::trial::{Trials, obstacle};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
-use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, sigprocmask};
-use nix::unistd::{self, Pid, SysconfVar, dup2_stdout, execv, getppid};
+use nix::pty::openpty;
+use nix::sys::signal::{SigHandler, SigSet, Signal, kill};
+use nix::unistd::{self, Pid, SysconfVar, dup2_stdout, execv, getppid, setsid};
 use procfs::process::Process;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -51,19 +52,12 @@ type Test = (&'static str, fn(&Subject) -> Result<()>);
 
 /// Tests in a sandbox.
 const SANDBOXED: &[Test] = tests![
-    sigterm_exits_with_0,
-    sigint_exits_with_0,
+    ctrl_c_exits_with_0,
     handlers_do_not_interrupt_each_other,
     can_be_stopped_and_continued,
-    orphans_are_reaped_without_wake_up,
-    simultaneous_exits_are_reaped,
-    zombies_are_reaped_on_reparenting,
-    orphans_with_threads_are_reaped,
     children_that_died_before_exec_are_reaped,
     inherited_dispositions_are_replaced,
     inherited_signal_mask_is_cleared,
-    inherited_descriptors_are_closed,
-    inherited_descriptors_are_closed_without_close_range,
     changes_to_the_root_directory,
     is_not_dumpable,
     keeps_one_page_of_anonymous_memory,
@@ -73,6 +67,18 @@ const SANDBOXED: &[Test] = tests![
     exit_ends_all_processes_of_the_namespace,
     empty_argv_is_no_argument,
     refused_disposition_is_fatal,
+];
+
+/// Tests in a sandbox that differ in what they do, and not in what they check.
+const VARIED: &[Test] = &[
+    ("sigterm_exits_with_0", |it| stops_cleanly(it.asleep()?, Signal::SIGTERM, STOPPED)),
+    ("sigint_exits_with_0", |it| stops_cleanly(it.asleep()?, Signal::SIGINT, "pause: SIGINT\n")),
+    ("orphans_are_reaped_without_wake_up", |it| reaps(it, &ORPHANS, "10000")),
+    ("simultaneous_exits_are_reaped", |it| reaps(it, &SIMULTANEOUS_ORPHANS, "500")),
+    ("zombies_are_reaped_on_reparenting", |it| reaps(it, &ZOMBIES, "500")),
+    ("orphans_with_threads_are_reaped", |it| reaps(it, &THREADED_ORPHANS, "100")),
+    ("inherited_descriptors_are_closed", |it| closes_leaked(it, &LEAK_DESCRIPTORS)),
+    ("inherited_descriptors_are_closed_without_close_range", |it| closes_leaked(it, &LEAK_ON_OLD)),
 ];
 
 /// Tests without a sandbox.
@@ -101,7 +107,9 @@ fn main() -> ExitCode {
                 continue;
             }
         };
-        for (tests, obstacle) in [(SANDBOXED, &no_sandbox), (UNSANDBOXED, &None)] {
+        for (tests, obstacle) in
+            [(UNSANDBOXED, &None), (VARIED, &no_sandbox), (SANDBOXED, &no_sandbox)]
+        {
             for &(test, function) in tests.iter().filter(|(test, _)| subject.applies(test)) {
                 let subject = subject.clone();
                 trials.add(format!("{name}::{test}"), obstacle.clone(), move || function(&subject));
@@ -202,9 +210,13 @@ fn asleep(setup: Setup) -> Result<Sandbox> {
 /// Stops a sandbox by `signal`: exit code 0, and nothing on stderr but `message`.
 fn stops_cleanly(sandbox: Sandbox, signal: Signal, message: &str) -> Result<()> {
     sandbox.signal(signal)?;
+    ends_cleanly(sandbox, message)
+}
+
+/// Waits for the end of a sandbox: exit code 0, and nothing on stderr but `message`.
+fn ends_cleanly(sandbox: Sandbox, message: &str) -> Result<()> {
     let (status, stderr) = sandbox.wait()?;
-    ensure!(status.code() == Some(0), "{status} after {signal}");
-    ensure!(stderr == message, "stderr is {stderr:?}");
+    ensure!(status.code() == Some(0) && stderr == message, "{status}, stderr is {stderr:?}");
     Ok(())
 }
 
@@ -220,13 +232,22 @@ fn no_child_is_left(sandbox: &Sandbox) -> Result<()> {
 
 // Signals.
 
-fn sigterm_exits_with_0(subject: &Subject) -> Result<()> {
-    stops_cleanly(subject.asleep()?, Signal::SIGTERM, STOPPED)
+/// The kernel itself is the sender, as with `docker run -it`.
+fn ctrl_c_exits_with_0(subject: &Subject) -> Result<()> {
+    let terminal = openpty(None, None)?;
+    let sandbox = asleep(subject.setup().stdout(terminal.slave).prepare(&TAKE_TERMINAL))?;
+    unistd::write(&terminal.master, b"\x03")?;
+    ends_cleanly(sandbox, "pause: SIGINT\n")
 }
 
-fn sigint_exits_with_0(subject: &Subject) -> Result<()> {
-    stops_cleanly(subject.asleep()?, Signal::SIGINT, "pause: SIGINT\n")
-}
+helper!(
+    TAKE_TERMINAL = |_| {
+        setsid()?;
+        // SAFETY: a descriptor and a number.
+        ensure!(unsafe { libc::ioctl(1, libc::TIOCSCTTY, 0) } == 0, "stdout is no free terminal");
+        Ok(())
+    }
+);
 
 fn handlers_do_not_interrupt_each_other(subject: &Subject) -> Result<()> {
     let sandbox = subject.asleep()?;
@@ -278,22 +299,6 @@ fn reaps(subject: &Subject, helper: &Helper, number: &str) -> Result<()> {
     still_works(sandbox)
 }
 
-fn orphans_are_reaped_without_wake_up(subject: &Subject) -> Result<()> {
-    reaps(subject, &ORPHANS, "10000")
-}
-
-fn simultaneous_exits_are_reaped(subject: &Subject) -> Result<()> {
-    reaps(subject, &SIMULTANEOUS_ORPHANS, "500")
-}
-
-fn zombies_are_reaped_on_reparenting(subject: &Subject) -> Result<()> {
-    reaps(subject, &ZOMBIES, "500")
-}
-
-fn orphans_with_threads_are_reaped(subject: &Subject) -> Result<()> {
-    reaps(subject, &THREADED_ORPHANS, "100")
-}
-
 fn children_that_died_before_exec_are_reaped(subject: &Subject) -> Result<()> {
     let sandbox = asleep(subject.setup().prepare(&LEAVE_DEAD_CHILDREN))?;
     no_child_is_left(&sandbox)?;
@@ -342,11 +347,7 @@ fn inherited_signal_mask_is_cleared(subject: &Subject) -> Result<()> {
     still_works(sandbox)
 }
 
-helper!(BLOCK_SIGNALS = block_signals);
-
-fn block_signals(_: &[OsString]) -> Result<()> {
-    Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?)
-}
+helper!(BLOCK_SIGNALS = |_| Ok(SigSet::all().thread_set_mask()?));
 
 /// Leaks copies of a pipe. Reading from it ends when the last copy is closed.
 fn closes_leaked(subject: &Subject, leak: &Helper) -> Result<()> {
@@ -355,14 +356,6 @@ fn closes_leaked(subject: &Subject, leak: &Helper) -> Result<()> {
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     ensure!(reader.read(&mut [0]).is_ok_and(|read| read == 0), "a descriptor is still open");
     still_works(sandbox)
-}
-
-fn inherited_descriptors_are_closed(subject: &Subject) -> Result<()> {
-    closes_leaked(subject, &LEAK_DESCRIPTORS)
-}
-
-fn inherited_descriptors_are_closed_without_close_range(subject: &Subject) -> Result<()> {
-    closes_leaked(subject, &LEAK_DESCRIPTORS_ON_OLD_KERNEL)
 }
 
 helper!(LEAK_DESCRIPTORS = leak_descriptors);
@@ -378,9 +371,9 @@ fn leak_descriptors(_: &[OsString]) -> Result<()> {
     Ok(dup2_stdout(io::stdin())?)
 }
 
-helper!(LEAK_DESCRIPTORS_ON_OLD_KERNEL = leak_descriptors_on_old_kernel);
+helper!(LEAK_ON_OLD = leak_on_old_kernel);
 
-fn leak_descriptors_on_old_kernel(arguments: &[OsString]) -> Result<()> {
+fn leak_on_old_kernel(arguments: &[OsString]) -> Result<()> {
     leak_descriptors(arguments)?;
     refuse(libc::SYS_close_range, None, libc::ENOSYS)
 }
@@ -391,6 +384,14 @@ fn changes_to_the_root_directory(subject: &Subject) -> Result<()> {
     ensure!(folder == "/", "its directory is {folder}");
     Ok(())
 }
+
+helper!(CHANGE_DIRECTORY = |_| Ok(env::set_current_dir("/proc/self")?));
+helper!(
+    PRINT_DIRECTORY_OF_INIT = |_| {
+        print!("{}", fs::read_link("/proc/1/cwd")?.display());
+        Ok(())
+    }
+);
 
 fn is_not_dumpable(subject: &Subject) -> Result<()> {
     // proc(5): the files of a process that is not dumpable belong to root. `tests/attacks.rs` tries
@@ -414,19 +415,6 @@ fn keeps_one_page_of_anonymous_memory(subject: &Subject) -> Result<()> {
         ensure!(strings == "/pause\0", "ps shows {strings:?}");
         still_works(sandbox)?;
     }
-    Ok(())
-}
-
-helper!(CHANGE_DIRECTORY = change_directory);
-
-fn change_directory(_: &[OsString]) -> Result<()> {
-    Ok(env::set_current_dir("/proc/self")?)
-}
-
-helper!(PRINT_DIRECTORY_OF_INIT = print_directory_of_init);
-
-fn print_directory_of_init(_: &[OsString]) -> Result<()> {
-    print!("{}", fs::read_link("/proc/1/cwd")?.display());
     Ok(())
 }
 
@@ -496,25 +484,14 @@ fn three_sleepers(_: &[OsString]) -> Result<()> {
 }
 
 fn refused_disposition_is_fatal(subject: &Subject) -> Result<()> {
-    let refusals: [(&Helper, &str); 3] = [
-        (&REFUSE_SIGTERM, "pause: cannot handle SIGTERM\n"),
-        (&REFUSE_SIGINT, "pause: cannot handle SIGINT\n"),
-        (&REFUSE_SIGCHLD, "pause: cannot ignore SIGCHLD\n"),
-    ];
-    for (refuse, message) in refusals {
-        let (status, stderr) = subject.setup().prepare(refuse).start()?.wait()?;
-        ensure!(status.code() == Some(1) && stderr == message, "{refuse:?}: {status}, {stderr:?}");
-    }
+    // `tests/faults.rs` refuses the others as well.
+    let (status, stderr) = subject.setup().prepare(&REFUSE_SIGTERM).start()?.wait()?;
+    let message = "pause: cannot handle SIGTERM\n";
+    ensure!(status.code() == Some(1) && stderr == message, "{status}, {stderr:?}");
     Ok(())
 }
 
-helper!(REFUSE_SIGTERM = |_| refuse_disposition_of(libc::SIGTERM));
-helper!(REFUSE_SIGINT = |_| refuse_disposition_of(libc::SIGINT));
-helper!(REFUSE_SIGCHLD = |_| refuse_disposition_of(libc::SIGCHLD));
-
-fn refuse_disposition_of(signal: i32) -> Result<()> {
-    refuse(libc::SYS_rt_sigaction, Some(signal), libc::EPERM)
-}
+helper!(REFUSE_SIGTERM = |_| refuse(libc::SYS_rt_sigaction, Some(libc::SIGTERM), libc::EPERM));
 
 // Not PID 1.
 

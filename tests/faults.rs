@@ -13,6 +13,7 @@ use harness::calls::{self, Call, Refused};
 use harness::cgroup::Cgroup;
 use harness::helper;
 use harness::helper::{Helper, spawn};
+use harness::orphans::number;
 use harness::proc::{SLEEPING_CALL, activity, catches, children, wait_until};
 use harness::process::{PauseProcess, Spawn};
 use harness::sandbox::{self, Sandbox, Setup};
@@ -22,7 +23,7 @@ use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::ptrace;
 use nix::sys::resource::{Resource, setrlimit};
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::{Pid, SysconfVar, getppid, sysconf, write};
 use std::ffi::OsString;
@@ -106,9 +107,7 @@ fn sandbox() -> Result<Sandbox> {
 
 /// Refuses a system call with every errno.
 fn refused(arguments: &[OsString]) -> Result<()> {
-    let [index] = arguments else { bail!("takes the index of a call") };
-    let index = index.to_str().context("a number")?.parse()?;
-    let call = calls::until_asleep(false).nth(index).context("no such call")?;
+    let call = calls::until_asleep(false).nth(number(arguments)?).context("no such call")?;
     for errno in 1..=libc::EHWPOISON {
         for is_init in [true, false] {
             refuse(call, errno, is_init).with_context(|| {
@@ -125,7 +124,7 @@ fn refuse(call: &Call, errno: i32, is_init: bool) -> Result<()> {
         spawn_child()?;
         seccomp::refuse(call.number, call.first, errno)
     };
-    let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
+    let process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
     let warning = if is_init { "" } else { WARNING };
     let stderr = match call.refused {
         // A filter cannot be distinguished from a handler that returned.
@@ -144,13 +143,18 @@ fn refuse(call: &Call, errno: i32, is_init: bool) -> Result<()> {
         Refused::AssumesNotInit => format!("{WARNING}{STOPPED}"),
         Refused::Silent => String::new(),
     };
+    reaps_and_ends_well(process, &stderr)
+}
+
+/// Waits until the process sleeps, kills its children, which have to be reaped, and ends it.
+fn reaps_and_ends_well(mut process: PauseProcess, stderr: &str) -> Result<()> {
     process.wait_settled()?;
     ensure!(!process.has_ended(), "it ended: {:?}", process.wait_with_stderr()?);
     for child in children(process.pid) {
         kill(child, Signal::SIGKILL)?;
     }
     wait_until("its child is reaped", || children(process.pid).is_empty())?;
-    ends_well(process, &stderr)
+    ends_well(process, stderr)
 }
 
 /// Starts a child that ends with its parent.
@@ -241,13 +245,7 @@ fn allow_only(_: &[OsString]) -> Result<()> {
     };
     for (is_init, warning) in [(true, ""), (false, WARNING)] {
         let start = Spawn { is_init, argument: None, prepare: &prepare };
-        let mut process = start.spawn()?;
-        process.wait_settled()?;
-        for child in children(process.pid) {
-            kill(child, Signal::SIGKILL)?;
-        }
-        wait_until("its child is reaped", || children(process.pid).is_empty())?;
-        ends_well(process, &format!("{warning}{STOPPED}"))?;
+        reaps_and_ends_well(start.spawn()?, &format!("{warning}{STOPPED}"))?;
         for (argument, code) in [(c"--version", 0), (c"--help", 0), (c"x", 64)] {
             let (end, _) =
                 Spawn { argument: Some(argument), ..start }.spawn()?.wait_with_stderr()?;
@@ -263,7 +261,7 @@ fn allow_only(_: &[OsString]) -> Result<()> {
 /// ignores it, and any other process dies of it, as long as there is no handler; from then on, or if
 /// it waits behind a mask until then, it ends the process with exit code 0.
 fn steps(_: &[OsString]) -> Result<()> {
-    let deaf = || Ok(sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None)?);
+    let deaf = || Ok(SigSet::all().thread_set_mask()?);
     for is_init in [true, false] {
         let begin = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
         for (start, is_deaf) in [(begin, false), (Spawn { prepare: &deaf, ..begin }, true)] {

@@ -16,10 +16,11 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgid, getppid, getuid, setpgid, setsid};
+use rustix::process::{self, PidfdFlags, PidfdGetfdFlags};
 use std::fs::{self, File};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::{MaybeUninit, zeroed};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::exit;
@@ -183,22 +184,9 @@ impl Attack {
 }
 
 /// The default capabilities of Docker, Podman and containerd's CRI plugin, or more.
-const DEFAULTS: [Capability; 14] = [
-    Capability::CAP_AUDIT_WRITE,
-    Capability::CAP_CHOWN,
-    Capability::CAP_DAC_OVERRIDE,
-    Capability::CAP_FOWNER,
-    Capability::CAP_FSETID,
-    Capability::CAP_KILL,
-    Capability::CAP_MKNOD,
-    Capability::CAP_NET_BIND_SERVICE,
-    Capability::CAP_NET_RAW,
-    Capability::CAP_SETFCAP,
-    Capability::CAP_SETGID,
-    Capability::CAP_SETPCAP,
-    Capability::CAP_SETUID,
-    Capability::CAP_SYS_CHROOT,
-];
+const DEFAULTS: &str = "CAP_AUDIT_WRITE CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID CAP_KILL \
+    CAP_MKNOD CAP_NET_BIND_SERVICE CAP_NET_RAW CAP_SETFCAP CAP_SETGID CAP_SETPCAP CAP_SETUID \
+    CAP_SYS_CHROOT";
 
 /// Becomes the pod's user, without capabilities.
 fn become_user_without_capabilities(user: u32) -> Result<()> {
@@ -212,7 +200,8 @@ fn become_user_without_capabilities(user: u32) -> Result<()> {
 /// Becomes root with the capabilities that a container engine leaves to it.
 pub fn become_container_root(_: u32) -> Result<()> {
     let permitted = caps::read(None, CapSet::Permitted)?;
-    let keep: CapsHashSet = DEFAULTS.into_iter().filter(|it| permitted.contains(it)).collect();
+    let defaults = DEFAULTS.split(' ').map(str::parse).collect::<Result<CapsHashSet, _>>()?;
+    let keep: CapsHashSet = defaults.intersection(&permitted).copied().collect();
     if caps::has_cap(None, CapSet::Effective, Capability::CAP_SETPCAP)? {
         for capability in caps::all().difference(&keep) {
             let _ = caps::drop(None, CapSet::Bounding, *capability);
@@ -275,13 +264,11 @@ pub fn prepare() -> Result<()> {
 // Memory and files.
 
 fn ptrace_attach(pid: Pid) -> Effect {
-    ptrace::attach(pid)?;
-    Ok(DONE)
+    Ok(ptrace::attach(pid).map(|()| DONE)?)
 }
 
 fn ptrace_seize(pid: Pid) -> Effect {
-    ptrace::seize(pid, Options::empty())?;
-    Ok(DONE)
+    Ok(ptrace::seize(pid, Options::empty()).map(|()| DONE)?)
 }
 
 /// A variable that a process forked from this one has at the same address.
@@ -356,16 +343,13 @@ fn check(result: impl Into<c_long>) -> io::Result<c_long> {
 }
 
 fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: numbers only.
-    let pidfd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) })?;
-    // SAFETY: the descriptor is new.
-    Ok(unsafe { OwnedFd::from_raw_fd(pidfd as c_int) })
+    let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
+    Ok(process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
 fn pidfd_getfd(pid: Pid) -> Effect {
-    let pidfd = pidfd_open(pid)?;
-    // SAFETY: numbers only.
-    check(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), 0, 0) }).map(|_| DONE)
+    process::pidfd_getfd(pidfd_open(pid)?, 0, PidfdGetfdFlags::empty())?;
+    Ok(DONE)
 }
 
 fn kcmp(pid: Pid) -> Effect {
