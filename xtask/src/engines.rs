@@ -60,9 +60,8 @@ pub struct Args {
     /// Write the matrix into docs/engines.md
     #[arg(long, conflicts_with = "filter")]
     report: bool,
-    /// Run only what has this in its name, such as docker::stop
-    #[arg(default_value = "")]
-    filter: String,
+    /// Run only what has one of these in its name, such as docker::stop
+    filter: Vec<String>,
 }
 
 /// Builds the image and tries it on the engines.
@@ -80,6 +79,7 @@ pub fn run(args: &Args) -> Result<()> {
         debian.show.extend(kubernetes(args)?);
     }
     let mut command = program(&mut debian)?;
+    let is_emulated = args.vm && !debian.has_kvm()?;
     let mut add = |words: &[&str]| command.extend(words.iter().map(|word| (*word).to_owned()));
     if let Some(names) = &args.require {
         add(&["--require", names]);
@@ -87,12 +87,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.report {
         add(&["--report", REPORT]);
     }
-    let is_emulated = args.vm && !debian.has_kvm()?;
     if is_emulated {
         add(&["--slowness", "10", "--pods", "10"]);
     }
-    add(&[&args.filter]);
-
+    command.extend(args.filter.clone());
     let command: Vec<_> = command.iter().map(String::as_str).collect();
     let status = match args.vm {
         false => debian.run(&command)?.code(),
@@ -161,8 +159,8 @@ fn program(debian: &mut Debian) -> Result<Vec<String>> {
 /// if Kubernetes is asked for.
 fn kubernetes(args: &Args) -> Result<Option<(PathBuf, &'static str)>> {
     let folder = project().join("target/kubernetes");
-    let names = [Some(&args.filter), args.require.as_ref()];
-    let is_asked_for = names.into_iter().flatten().any(|names| names.contains("kubernetes"));
+    let mut names = args.filter.iter().chain(&args.require);
+    let is_asked_for = names.any(|names| names.contains("kubernetes"));
     if is_asked_for && !folder.exists() {
         eprintln!("Building Kubernetes in {} (about 10 minutes)", folder.display());
         debian::make_by_script("tests/engines/kubernetes/build.sh", &folder)?;

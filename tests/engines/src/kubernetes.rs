@@ -2,7 +2,7 @@
 //! decides what happens to sandboxes here. The container runtime is containerd, as in its own column.
 
 use crate::containerd::{Containerd, ctr};
-use crate::engine::{Column, Engine, Lacks, Name, Skip};
+use crate::engine::{Column, Container, Engine, Lacks, Name, Skip};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
 use crate::scenario::{Context, HELLO, Scenario, Shell, is_as_before, is_init, pauses, reaps};
@@ -45,7 +45,6 @@ pub struct Kubernetes {
 struct Sandbox {
     id: String,
     pid: i32,
-    started: u64,
     address: String,
 }
 
@@ -73,7 +72,7 @@ impl Column for Kubernetes {
         let before = host::surroundings()?;
         match scenario {
             Scenario::Load => return self.load(context).await,
-            Scenario::Stop => stop(context).await?,
+            Scenario::Stop => self.stop(context).await?,
             Scenario::Inside => inside(context).await?,
             Scenario::HostPid => host_pid(context).await?,
             Scenario::Pod => pod(context).await?,
@@ -84,8 +83,8 @@ impl Column for Kubernetes {
             Scenario::Killed => killed(context).await?,
             Scenario::Settings => settings(context).await?,
             Scenario::Garbage => return self.garbage(context).await,
-            Scenario::Placeholder => placeholder(context).await?,
-            Scenario::PrePull => pre_pull(context).await?,
+            Scenario::Placeholder => self.placeholder(context).await?,
+            Scenario::PrePull => self.pre_pull(context).await?,
             Scenario::Many => many(context).await?,
             Scenario::Outside => return Err(Lacks("kubectl sends no signals").into()),
             Scenario::Hardened => return Err(Lacks("it is part of `placeholder`").into()),
@@ -125,8 +124,7 @@ impl Kubernetes {
             anyhow::Ok(ctr(["images", "list", "--quiet"]).await?.lines().any(|it| it == name))
         };
         let gone = async |name| {
-            let gone = async || Ok((!has(name).await?).then_some(()));
-            until(&format!("{name} is removed"), gone).await
+            until("an image is removed", async || Ok((!has(name).await?).then_some(()))).await
         };
         kubelet(image, &[COLLECT]).await?;
         gone(BUSYBOX).await?;
@@ -141,18 +139,56 @@ impl Kubernetes {
         shared_pid(context).await?;
         delete(&["pod", SHARED_PID]).await
     }
+
+    async fn stop(&self, context: &Context) -> Result<()> {
+        kubectl(&["run", "pause", "--image", &context.image.reference]).await?;
+        ready("pause").await?;
+        let id = id("pause").await?;
+        delete(&["pod", "pause"]).await?;
+        self.exited_with_0(id).await
+    }
+
+    async fn placeholder(&self, context: &Context) -> Result<()> {
+        apply("examples/placeholder.yaml", context).await?;
+        rolled_out("deployment/placeholder").await?;
+        let id = id(&pod_of("placeholder").await?).await?;
+        let pid = process(&id).context("the placeholder does not run")?;
+        let pause = host::asleep(pid, &context.binary, USER).await?.status()?;
+        same("the capabilities it could get", pause.capbnd, Some(0))?;
+        same("the flag no_new_privs", pause.nonewprivs, Some(1))?;
+
+        // A pod for which there is only room without the placeholder.
+        let cpus = field("node/node", ".status.allocatable.cpu").await?;
+        let requests = format!("--requests=cpu={cpus}");
+        kubectl(&["run", "important", "--image", &context.image.reference, &requests]).await?;
+        ready("important").await?;
+        self.exited_with_0(id).await?;
+        let next = format!("pod/{}", pod_of("placeholder").await?);
+        same("the next placeholder", field(&next, ".status.phase").await?, "Pending".to_owned())?;
+        delete(&["pod", "important"]).await?;
+        rolled_out("deployment/placeholder").await?;
+        delete(&["deployment/placeholder", "priorityclass/placeholder"]).await
+    }
+
+    async fn pre_pull(&self, context: &Context) -> Result<()> {
+        apply("examples/pre-pull.yaml", context).await?;
+        rolled_out("daemonset/pre-pull").await?;
+        let id = id(&pod_of("pre-pull").await?).await?;
+        delete(&["daemonset/pre-pull"]).await?;
+        self.exited_with_0(id).await
+    }
+
+    /// The exit code of a container was 0. (kubectl knows nothing of a pod that is gone.)
+    async fn exited_with_0(&self, id: String) -> Result<()> {
+        let container = Container { name: "pause".to_owned(), id };
+        same("the exit code", self.containerd.exit_code(&container).await?, 0)
+    }
 }
 
 impl Shell for ShellOf {
     async fn shell(&self, script: &str) -> Result<String> {
         kubectl(&["exec", self.0, "--container=shell", "--", "sh", "-c", script]).await
     }
-}
-
-async fn stop(context: &Context) -> Result<()> {
-    kubectl(&["run", "pause", "--image", &context.image.reference]).await?;
-    ready("pause").await?;
-    exits_with_0("pause", &["pod/pause"]).await
 }
 
 async fn inside(context: &Context) -> Result<()> {
@@ -247,34 +283,6 @@ async fn settings(context: &Context) -> Result<()> {
     delete(&["pod", "settings"]).await
 }
 
-async fn placeholder(context: &Context) -> Result<()> {
-    apply("examples/placeholder.yaml", context).await?;
-    rolled_out("deployment/placeholder").await?;
-    let id = container(&pod_of("placeholder").await?, "pause", ".containerID").await?;
-    let pid = process(id.trim_start_matches("containerd://")).context("it does not run")?;
-    let pause = host::asleep(pid, &context.binary, USER).await?.status()?;
-    same("the capabilities it could get", pause.capbnd, Some(0))?;
-    same("the flag no_new_privs", pause.nonewprivs, Some(1))?;
-
-    // A pod for which there is only room without the placeholder.
-    let requests =
-        format!("--requests=cpu={}", field("node/node", ".status.allocatable.cpu").await?);
-    kubectl(&["run", "important", "--image", &context.image.reference, &requests]).await?;
-    ready("important").await?;
-    let next = format!("pod/{}", pod_of("placeholder").await?);
-    same("the next placeholder", field(&next, ".status.phase").await?, "Pending".to_owned())?;
-    delete(&["pod", "important"]).await?;
-    rolled_out("deployment/placeholder").await?;
-    let resources = ["deployment/placeholder", "priorityclass/placeholder"];
-    exits_with_0(&pod_of("placeholder").await?, &resources).await
-}
-
-async fn pre_pull(context: &Context) -> Result<()> {
-    apply("examples/pre-pull.yaml", context).await?;
-    rolled_out("daemonset/pre-pull").await?;
-    exits_with_0(&pod_of("pre-pull").await?, &["daemonset/pre-pull"]).await
-}
-
 async fn many(context: &Context) -> Result<()> {
     let image = format!("--image={}", context.image.reference);
     let replicas = format!("--replicas={}", context.pods);
@@ -338,21 +346,6 @@ async fn patiently(arguments: &[&str]) -> Result<()> {
     kubectl(&[arguments, &["--timeout=280s"]].concat()).await.map(drop)
 }
 
-/// Deletes resources, and with them a pod of pause, which has to exit with 0.
-async fn exits_with_0(pod: &str, resources: &[&str]) -> Result<()> {
-    // With a finalizer, the pod can be looked at until that is removed.
-    let finalizers = async |list| {
-        let patch = format!(r#"{{"metadata":{{"finalizers":{list}}}}}"#);
-        kubectl(&["patch", "pod", pod, "--patch", &patch]).await
-    };
-    finalizers(r#"["localhost/keep"]"#).await?;
-    kubectl(&[&["delete", "--wait=false"], resources].concat()).await?;
-    let code = exit_code(pod, "pause").await?;
-    finalizers("null").await?;
-    patiently(&["wait", "--for=delete", "pod", pod]).await?;
-    same("the exit code", code, 0)
-}
-
 /// A field of a resource, empty where it is not there.
 async fn field(resource: &str, path: &str) -> Result<String> {
     kubectl(&["get", resource, &format!("--output=jsonpath={{{path}}}")]).await
@@ -362,6 +355,12 @@ async fn field(resource: &str, path: &str) -> Result<String> {
 async fn container(pod: &str, name: &str, path: &str) -> Result<String> {
     let path = format!(r#".status.containerStatuses[?(@.name=="{name}")]{path}"#);
     field(&format!("pod/{pod}"), &path).await
+}
+
+/// What containerd calls the container `pause` of a pod.
+async fn id(pod: &str) -> Result<String> {
+    let id = container(pod, "pause", ".containerID").await?;
+    Ok(id.trim_start_matches("containerd://").to_owned())
 }
 
 /// The newest pod with the label `app`.
@@ -396,9 +395,9 @@ async fn sandbox(pod: &str, context: &Context, user: u32) -> Result<Sandbox> {
     // A dead one may still be listed.
     for id in ctr(["containers", "list", "--quiet", &filter]).await?.lines() {
         if let Some(pid) = process(id) {
-            let started = host::asleep(pid, &context.binary, user).await?.stat()?.starttime;
+            host::asleep(pid, &context.binary, user).await?;
             let address = field(&format!("pod/{pod}"), ".status.podIP").await?;
-            return Ok(Sandbox { id: id.to_owned(), pid, started, address });
+            return Ok(Sandbox { id: id.to_owned(), pid, address });
         }
     }
     bail!("no pause runs for the pod {pod}")

@@ -46,9 +46,8 @@ struct Args {
     /// Number of pods that are many
     #[arg(long, default_value_t = 100)]
     pods: u64,
-    /// Run only what has this in its name, such as docker::stop
-    #[arg(default_value = "")]
-    filter: String,
+    /// Run only what has one of these in its name, such as docker::stop
+    filter: Vec<String>,
 }
 
 fn main() -> ExitCode {

@@ -29,7 +29,7 @@ enum Outcome {
 /// What was asked for, and how it went so far.
 pub struct Report {
     required: Vec<Name>,
-    filter: String,
+    filter: Vec<String>,
     context: Context,
     started: Instant,
     engines: Vec<(Name, String)>,
@@ -38,8 +38,8 @@ pub struct Report {
 
 impl Report {
     /// A report on nothing yet. An engine in `required` fails where another one would be skipped;
-    /// only scenarios with `filter` in their names (`docker::stop`) are run.
-    pub fn new(required: Vec<Name>, filter: String, context: Context) -> Self {
+    /// only scenarios with one of `filter` in their names (`docker::stop`) are run, or all.
+    pub fn new(required: Vec<Name>, filter: Vec<String>, context: Context) -> Self {
         let (engines, outcomes) = (Vec::new(), Vec::new());
         Self { required, filter, context, started: Instant::now(), engines, outcomes }
     }
@@ -50,7 +50,8 @@ impl Report {
         let &[start, load, ref rest @ .., end] = Scenario::value_variants() else {
             unreachable!("there are more")
         };
-        let wanted = |it: &Scenario| format!("{}::{it}", E::NAME).contains(&self.filter);
+        let is_in = |name: String| self.filter.iter().any(|part| name.contains(part));
+        let wanted = |it: &Scenario| self.filter.is_empty() || is_in(format!("{}::{it}", E::NAME));
         let rest: Vec<_> = rest.iter().copied().filter(wanted).collect();
         if rest.is_empty() && ![start, load, end].iter().any(wanted) {
             return Ok(());
