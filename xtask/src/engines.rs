@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long)]
     vm: bool,
     /// Write the matrix into docs/engines.md
-    #[arg(long, conflicts_with = "filter")]
+    #[arg(long)]
     report: bool,
     /// Run only what has one of these in its name, such as docker::stop
     filter: Vec<String>,
@@ -159,8 +159,8 @@ fn program(debian: &mut Debian) -> Result<Vec<String>> {
 /// if Kubernetes is asked for.
 fn kubernetes(args: &Args) -> Result<Option<(PathBuf, &'static str)>> {
     let folder = project().join("target/kubernetes");
-    let names = [Some(&args.filter), args.require.as_ref()];
-    let is_asked_for = names.into_iter().flatten().any(|names| names.contains("kubernetes"));
+    let mut names = args.filter.iter().chain(&args.require);
+    let is_asked_for = names.any(|names| names.contains("kubernetes"));
     if is_asked_for && !folder.exists() {
         eprintln!("Building Kubernetes in {} (about 10 minutes)", folder.display());
         debian::make_by_script("tests/engines/kubernetes/build.sh", &folder)?;
