@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long)]
     vm: bool,
     /// Write the matrix into docs/engines.md
-    #[arg(long, conflicts_with = "filter")]
+    #[arg(long)]
     report: bool,
     /// Run only what has one of these in its name, such as docker::stop
     filter: Vec<String>,

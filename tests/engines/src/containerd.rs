@@ -11,7 +11,7 @@ use harness::build::project;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    Capability, ContainerConfig, ContainerMetadata, ContainerStatusRequest,
+    Capability, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatusRequest,
     ContainerStatusResponse, CreateContainerRequest, DnsConfig, ExecSyncRequest, IdMapping,
     ImageSpec, ImageStatusRequest, ImageStatusResponse, Int64Value, LinuxContainerConfig,
     LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
@@ -282,6 +282,14 @@ impl Engine for Containerd {
     }
 
     async fn exit_code(&self, container: &Container) -> Result<i64> {
+        if container.name != SANDBOX {
+            return until("the container has ended", async || {
+                let status = self.container(container).await?.status.context("no status")?;
+                let ended = status.state() == ContainerState::ContainerExited;
+                Ok(ended.then_some(status.exit_code.into()))
+            })
+            .await;
+        }
         // CRI does not tell it.
         until("its end is told", async || {
             let events = fs::read_to_string(EVENTS)?;

@@ -148,6 +148,12 @@ pub trait Engine: Sized + 'static {
     /// The version, as a number.
     async fn version(&self) -> Result<String>;
 
+    /// Why a scenario cannot pass with this release's package of it, whatever the image.
+    fn defect(&self, scenario: Scenario) -> Option<&'static str> {
+        let _ = scenario;
+        None
+    }
+
     /// Removes all pods.
     async fn remove_all(&self) -> Result<()>;
 
@@ -282,7 +288,10 @@ impl<E: Engine> Column for E {
     }
 
     async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
-        scenario.run(self, context).await
+        match self.defect(scenario) {
+            Some(reason) => Err(Lacks(reason).into()),
+            None => scenario.run(self, context).await,
+        }
     }
 
     async fn list(&self) -> Result<HashSet<String>> {

@@ -4,6 +4,7 @@
 use crate::engine::{Container, Engine, Lacks, Log, Name, Pod, Sandbox, Spec};
 use crate::host::{self, same};
 use crate::images::Image;
+use crate::scenario::Scenario;
 use crate::wait::{end, script, success, until};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
@@ -133,6 +134,14 @@ impl<R: Runtime> Engine for Oci<R> {
         let line = success(runtime::<R>().arg("--version")).await?;
         let version = line.split_whitespace().nth(2).and_then(|it| it.split('+').next());
         Ok(version.with_context(|| format!("no version in {line:?}"))?.to_owned())
+    }
+
+    fn defect(&self, scenario: Scenario) -> Option<&'static str> {
+        let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
+        let panics = R::OWN_KERNEL
+            && release.contains("forky")
+            && matches!(scenario, Scenario::Pod | Scenario::Replace);
+        panics.then_some("this package of gVisor, 20240729 built by Go 1.26, panics on SIGCHLD")
     }
 
     async fn remove_all(&self) -> Result<()> {

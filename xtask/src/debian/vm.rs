@@ -73,7 +73,7 @@ impl Debian {
         machine.args(["--net", "--", QEMU, "-smp", "2", "-m", "4096", "-drive"]);
         machine.arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
         machine.args(["-accel", if kvm { "kvm" } else { "tcg,thread=multi" }]).args(self.kernel()?);
-        let quiet = "quiet systemd.show_status=no panic=-1";
+        let quiet = "quiet systemd.show_status=no panic=-1 TERM=dumb";
         machine.args(["-append", &format!("root=/dev/vda rw console=ttyS0 {quiet}")]);
         let status = end(&mut machine)?;
         ensure!(status.success(), "qemu: {status}");
