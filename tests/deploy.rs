@@ -1,5 +1,5 @@
-//! The configuration files that people copy, and the manifests that they apply: each is valid in its
-//! format, names the image, and tells what it was run with. Only real engines show that they work: `cargo xtask engines`.
+//! The configuration files that people copy, and the manifests that they apply. Only real engines show
+//! that they work: `cargo xtask engines`.
 
 use harness::build::project;
 use serde_json::{Value, json};
@@ -82,14 +82,15 @@ fn drop_ins_add_to_their_units_and_lose_nothing() {
 }
 
 #[test]
-fn examples_say_what_they_show_and_name_this_version() -> Result<()> {
-    for file in fs::read_dir(project().join("examples"))? {
-        let path = file?.path();
-        let text = fs::read_to_string(&path)?;
-        ensure!(text.starts_with("# "), "{path:?} does not begin with a comment");
+fn examples_say_what_they_show_and_name_the_image() {
+    for file in fs::read_dir(project().join("examples")).unwrap() {
+        let path = file.unwrap().path();
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with("# "), "{path:?} does not begin with a comment");
         let mut images = text.lines().filter_map(|line| line.trim().strip_prefix("image: "));
-        let is_current = |image: &str| !image.contains("/pause:") || image == IMAGE;
-        ensure!(images.all(is_current), "{path:?} names another version");
+        assert!(
+            images.all(|image| !image.contains("/pause:") || image == IMAGE),
+            "{path:?} names another image"
+        );
     }
-    Ok(())
 }
