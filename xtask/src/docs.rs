@@ -71,8 +71,11 @@ fn platforms() -> Result<String> {
             _ => "under qemu's emulation of system calls".to_owned(),
         };
         for (index, kernel) in target.kernels.iter().enumerate() {
-            tested += if index == 0 { "; booted on Debian's kernels " } else { ", " };
-            tested += &format!("{} (pages of {} KiB)", kernel.name, kernel.page);
+            tested += if index == 0 { "; booted on " } else { ", " };
+            tested += kernel.name;
+            if kernel.page != 4 {
+                tested += &format!(" (pages of {} KiB)", kernel.page);
+            }
         }
         rows.push([target.platform.to_owned(), HumanCount(bytes).to_string(), tested]);
     }

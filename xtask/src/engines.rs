@@ -72,10 +72,8 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     const REPORT: &str = "/report.md";
     let release = args.release.name();
-    let is_bookworm = args.release == Release::Bookworm;
-    let more = if is_bookworm { KUBERNETES_PACKAGES } else { NEWER_PACKAGES };
-    let mut debian = Debian::make(release, args.release, &[PACKAGES, more].concat())?;
-    if is_bookworm && !args.vm {
+    let mut debian = system(args.release)?;
+    if args.release == Release::Bookworm && !args.vm {
         debian.show.extend(kubernetes(args)?);
     }
     let mut command = program(&mut debian)?;
@@ -113,8 +111,15 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Makes the system of a release, with all engines.
+pub fn system(release: Release) -> Result<Debian> {
+    let is_bookworm = release == Release::Bookworm;
+    let more = if is_bookworm { KUBERNETES_PACKAGES } else { NEWER_PACKAGES };
+    Debian::make(release.name(), release, &[PACKAGES, more].concat())
+}
+
 /// Adds the program with the scenarios and what it needs to the system, and returns its command line.
-fn program(debian: &mut Debian) -> Result<Vec<String>> {
+pub fn program(debian: &mut Debian) -> Result<Vec<String>> {
     // For the crates that speak CRI, whose own message is about their build scripts.
     let protoc = env::var_os("PROTOC").unwrap_or_else(|| "protoc".into());
     let remedy = "apt-get install protobuf-compiler, or set PROTOC";

@@ -57,10 +57,20 @@ pub fn cgroup_version() -> u8 {
 
 /// The bytes of memory that the control group of `process` may use, and those that it is in.
 pub fn memory_limit(process: &Process) -> Result<u64> {
+    least_memory(process, "memory.limit_in_bytes", "memory.max")
+}
+
+/// The bytes of memory that the control group of `process` uses.
+pub fn memory_charge(process: &Process) -> Result<u64> {
+    least_memory(process, "memory.usage_in_bytes", "memory.current")
+}
+
+/// The least number in files of the control group of `process`, and of those that it is in.
+fn least_memory(process: &Process, v1: &str, v2: &str) -> Result<u64> {
     for group in process.cgroups()? {
         let (hierarchy, file) = match cgroup_version() {
-            2 if group.hierarchy == 0 => ("", "memory.max"),
-            1 if group.controllers == ["memory"] => ("memory", "memory.limit_in_bytes"),
+            2 if group.hierarchy == 0 => ("", v2),
+            1 if group.controllers == ["memory"] => ("memory", v1),
             _ => continue,
         };
         let top = Path::new(CGROUPS).join(hierarchy);
@@ -68,7 +78,7 @@ pub fn memory_limit(process: &Process) -> Result<u64> {
         let groups = path.ancestors().take_while(|group| group.starts_with(&top));
         let limits = groups.filter_map(|group| fs::read_to_string(group.join(file)).ok());
         let least = limits.filter_map(|limit| limit.trim().parse().ok()).min();
-        return least.context("there is no limit");
+        return least.with_context(|| format!("there is no number in {file}"));
     }
     bail!("it is in no control group for memory")
 }

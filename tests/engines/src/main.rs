@@ -2,6 +2,7 @@
 //! system that is thrown away.
 
 mod containerd;
+mod cost;
 mod daemon;
 mod docker;
 mod engine;
@@ -40,6 +41,10 @@ struct Args {
     /// File to write the matrix into
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Instead of trying the image, measure what pods cost with it and with upstream's pause, of which
+    /// this is the archive, and write the samples into the second file
+    #[arg(long, num_args = 2, value_names = ["ARCHIVE", "FILE"])]
+    cost: Option<Vec<PathBuf>>,
     /// Wait this many times longer before something counts as hanging
     #[arg(long, default_value_t = 1)]
     slowness: u32,
@@ -63,6 +68,11 @@ fn main() -> ExitCode {
 #[tokio::main(flavor = "current_thread")]
 async fn run(args: Args) -> anyhow::Result<ExitCode> {
     wait::SLOWNESS.store(args.slowness, Ordering::Relaxed);
+    if let Some([upstream, file]) = args.cost.as_deref() {
+        cost::on::<Docker>(&args.image, upstream, file).await?;
+        cost::on::<Containerd>(&args.image, upstream, file).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let binary = args.image.binary()?;
     let left_out = RefCell::default();
     let context = Context { image: args.image, binary, pods: args.pods, left_out };

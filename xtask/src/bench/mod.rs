@@ -5,12 +5,14 @@ mod instance;
 mod life;
 mod memory;
 mod peer;
+mod pods;
 mod reaping;
 mod report;
 mod samples;
 mod scale;
 mod targets;
 
+use crate::debian::Release;
 use crate::image::{Image, Recipe, Variant};
 use anyhow::{Context, Result, ensure};
 use flate2::Compression;
@@ -18,6 +20,7 @@ use flate2::write::GzEncoder;
 use indicatif::ProgressBar;
 use nix::unistd::geteuid;
 use peer::{Peer, UPSTREAM};
+use pods::Pods;
 use std::fs;
 use std::io::Write;
 
@@ -33,6 +36,9 @@ pub struct Args {
     /// Write docs/benchmarks.md with its picture, and the table in README.md
     #[arg(long)]
     report: bool,
+    /// Measure pods as well, on the Docker and the containerd of a release of Debian
+    #[arg(long, value_name = "RELEASE", value_enum, conflicts_with = "smoke")]
+    pods: Option<Release>,
 }
 
 /// How much is measured.
@@ -83,8 +89,14 @@ pub fn run(args: &Args) -> Result<()> {
     life::measure(&mut peers, &plan, &progress)?;
     memory::measure(&mut peers, &plan, &progress)?;
     progress.finish_and_clear();
+    let measure_pods = |release| Pods::measure(release, &peers[UPSTREAM]);
+    let pods = args.pods.map(measure_pods).transpose()?;
 
-    println!("{}", report::sections(&peers));
+    let mut sections = report::sections(&peers);
+    if let Some(pods) = &pods {
+        sections += &format!("\n{}", pods.section());
+    }
+    println!("{sections}");
     for failure in &failures {
         println!("failed: {failure}");
     }
@@ -94,10 +106,11 @@ pub fn run(args: &Args) -> Result<()> {
     }
     if args.report {
         ensure!(failures.is_empty(), "nothing is written, because a peer failed");
-        report::write(&peers, &versions)?;
+        report::write(&peers, &versions, &sections)?;
     }
     if args.check {
-        let missed = targets::missed(&peers);
+        let mut missed = targets::missed(&peers);
+        missed.extend(pods.iter().flat_map(Pods::missed));
         ensure!(missed.is_empty(), "missed: {}", missed.join("; "));
     }
     Ok(())

@@ -68,8 +68,8 @@ impl Target {
 }
 
 /// The names of the targets that are missed. One that could not be measured is.
-pub fn missed(peers: &[Peer]) -> Vec<&'static str> {
-    TARGETS.iter().filter(|it| !it.is_met(peers)).map(|it| it.name).collect()
+pub fn missed(peers: &[Peer]) -> Vec<String> {
+    TARGETS.iter().filter(|it| !it.is_met(peers)).map(|it| it.name.to_owned()).collect()
 }
 
 /// All targets as a table.
