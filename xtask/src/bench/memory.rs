@@ -24,15 +24,8 @@ pub fn measure(peers: &mut [Peer], plan: &Plan, progress: &ProgressBar) -> Resul
             instances.iter().try_for_each(Instance::wait_until_asleep)?;
             let after = settled()?;
             read_accounts(&instances, &mut peer.results)?;
-            let growth = |of: fn(&Meminfo) -> u64| {
-                (of(&after) as f64 - of(&before) as f64) / 1024.0 / plan.instances as f64
-            };
-            peer.results.growth.push(growth(own_memory));
-            let kernel_stack = growth(|info| info.kernel_stack.unwrap_or(0));
-            let slab = growth(|info| info.slab);
-            peer.results.kernel_stack.push(kernel_stack);
-            peer.results.slab.push(slab);
-            peer.results.kernel_memory.push(kernel_stack + slab);
+            let growth = own_memory(&after) as f64 - own_memory(&before) as f64;
+            peer.results.growth.push(growth / 1024.0 / plan.instances as f64);
         }
     }
     Ok(())

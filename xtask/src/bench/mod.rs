@@ -14,15 +14,12 @@ mod targets;
 
 use crate::debian::Release;
 use crate::image::{Image, Recipe, Variant};
-use anyhow::{Context, Result, ensure};
-use flate2::Compression;
-use flate2::write::GzEncoder;
+use anyhow::{Result, ensure};
 use indicatif::ProgressBar;
 use nix::unistd::geteuid;
 use peer::{Peer, UPSTREAM};
 use pods::Pods;
 use std::fs;
-use std::io::Write;
 
 /// The command line of `cargo xtask bench`.
 #[derive(clap::Args)]
@@ -79,7 +76,8 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut peers, versions) = peer::find()?;
     let progress = ProgressBar::new_spinner();
     for peer in &mut peers {
-        measure_file(peer)?;
+        let bytes = fs::metadata(&peer.program)?.len();
+        peer.results.file.push(bytes as f64);
     }
     for peer in &mut peers[..=UPSTREAM] {
         measure_image(peer)?;
@@ -122,15 +120,5 @@ fn measure_image(peer: &mut Peer) -> Result<()> {
     let Variant { manifest, config, compressed_layer, .. } = &Image::build(&recipe)?.variants[0];
     let blobs = [manifest, config, compressed_layer];
     peer.results.pulled.push(blobs.iter().map(|blob| blob.bytes.len() as f64).sum());
-    Ok(())
-}
-
-fn measure_file(peer: &mut Peer) -> Result<()> {
-    let shown = peer.program.display();
-    let bytes = fs::read(&peer.program).with_context(|| format!("cannot read {shown}"))?;
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    encoder.write_all(&bytes)?;
-    peer.results.file.push(bytes.len() as f64);
-    peer.results.gzip.push(encoder.finish()?.len() as f64);
     Ok(())
 }

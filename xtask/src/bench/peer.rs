@@ -30,7 +30,6 @@ pub struct Peer {
 #[derive(Default)]
 pub struct Results {
     pub file: Samples,
-    pub gzip: Samples,
     /// Bytes that a node pulls.
     pub pulled: Samples,
     pub anonymous: Samples,
@@ -39,10 +38,6 @@ pub struct Results {
     pub own_memory: Samples,
     /// Both, as /proc/meminfo counts them.
     pub growth: Samples,
-    pub kernel_stack: Samples,
-    pub slab: Samples,
-    /// Both.
-    pub kernel_memory: Samples,
     pub resident: Samples,
     pub wake_ups: Samples,
     pub interruptions: Samples,

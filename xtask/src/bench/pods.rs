@@ -1,7 +1,7 @@
 //! What pods cost on real engines, as their users feel it, with this program and with upstream's.
 
 use super::peer::Peer;
-use super::samples::Samples;
+use super::samples::{Samples, number};
 use crate::debian::Release;
 use crate::engines;
 use crate::image::{self, Recipe};
@@ -92,16 +92,21 @@ impl Pods {
                 let samples = self.samples(engine, program, figure);
                 row.push(samples.map_or("–".to_owned(), |samples| samples.cell(base, 0)));
             }
+            let median = |figure| self.samples(engine, program, figure).and_then(Samples::median);
+            let share = median("program").zip(median("shim"));
+            let share = share.map_or(f64::NAN, |(program, shim)| program / (program + shim));
+            row.push(format!("{} %", number(share * 100.0, 1)));
             rows.push(row);
         }
         let header = ["", "program"].into_iter().chain(FIGURES.map(|(_, title)| title));
+        let header = header.chain(["program's share of program and shim"]);
         format!(
             "## Pods\n\nOn real engines, 50 pods with each program in turn. containerd is driven over \
              CRI, by RunPodSandbox, StopPodSandbox and RemovePodSandbox; Docker by `docker run \
              --detach`, `docker stop` and `docker rm`. The charge is that of the control group of the \
              sandbox. Then 50 pods at once: anonymous memory and page tables of the program, and of \
-             the shim that the engine runs for each pod, which is far larger than either program. The \
-             last column is the grace period: a `sleep` as PID 1 ignores SIGTERM.\n\n\
+             the shim that the engine runs for each pod. A `sleep` as PID 1 ignores SIGTERM, so that \
+             stopping it takes the grace period.\n\n\
              Target: start and stop are not slower than upstream's beyond the spread; {}.\n\n{}\n",
             if self.missed().is_empty() { "met" } else { "missed" },
             markdown::table(header.collect::<Vec<_>>(), rows)

@@ -44,17 +44,15 @@ const SECTIONS: &[Section] = &[
         title: "Size",
         note: "The program alone. Shared libraries that it loads, and the command that it runs, are \
                not counted.",
-        columns: &[FILE, Column { title: "gzip -9, bytes", digits: 0, figure: |it| &it.gzip }],
+        columns: &[FILE],
     },
     Section {
         title: "Memory of a sleeping instance",
         note: "Mean of 1,000 instances, each PID 1 of its own PID namespace, by the kernel's account \
                of each process, which other programs cannot disturb: anonymous memory, and VmPTE \
                with the topmost page table, which VmPTE leaves out. Resident memory counts shared \
-               pages in full. The rest is the growth of /proc/meminfo divided by 1,000: that of \
-               AnonPages + PageTables, which on an idle machine equals the account, and those of \
-               KernelStack and Slab, which belong to the kernel and are about the same for every \
-               process.",
+               pages in full. The growth is that of /proc/meminfo, divided by 1,000: on an idle \
+               machine it equals the account.",
         columns: &[
             OWN_MEMORY,
             Column { title: "anonymous, KiB", digits: 1, figure: |it| &it.anonymous },
@@ -65,8 +63,6 @@ const SECTIONS: &[Section] = &[
                 digits: 1,
                 figure: |it| &it.growth,
             },
-            Column { title: "KernelStack, KiB", digits: 1, figure: |it| &it.kernel_stack },
-            Column { title: "Slab, KiB", digits: 1, figure: |it| &it.slab },
         ],
     },
     Section {

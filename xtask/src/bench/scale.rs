@@ -25,16 +25,10 @@ struct Figure {
     format: fn(f64) -> String,
 }
 
-const FIGURES: [Figure; 5] = [
+const FIGURES: [Figure; 4] = [
     Figure {
         title: "anonymous memory + page tables",
         samples: |it| &it.own_memory,
-        times: |nodes, pods| nodes * pods * 1024.0,
-        format: bytes,
-    },
-    Figure {
-        title: "KernelStack + Slab",
-        samples: |it| &it.kernel_memory,
         times: |nodes, pods| nodes * pods * 1024.0,
         format: bytes,
     },

@@ -34,7 +34,7 @@ const TARGETS: &[Target] = &[
     },
     Target {
         name: "CPU time of PID 1 per 1,000 orphans, ms",
-        reason: "the same",
+        reason: "PID 1 has nothing to do",
         limit: 0.0,
         figure: |peers| peers[OURS].results.cpu.median(),
     },
