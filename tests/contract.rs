@@ -33,7 +33,7 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Output, Stdio};
-use std::{env, io, thread};
+use std::{env, io, iter, thread};
 
 const STOPPED: &str = "pause: SIGTERM\n";
 const WARNING: &str = "pause: warning: not PID 1\n";
@@ -266,15 +266,10 @@ fn handlers_do_not_interrupt_each_other(subject: &Subject) -> Result<()> {
 /// All datagrams that were sent to a socket, whose other end is closed by now.
 fn datagrams(socket: UnixDatagram) -> Result<Vec<String>> {
     socket.set_nonblocking(true)?;
-    let mut received = Vec::new();
     let mut buffer = [0; 4096];
-    loop {
-        match socket.recv(&mut buffer) {
-            Ok(length) => received.push(String::from_utf8_lossy(&buffer[..length]).into_owned()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(received),
-            Err(error) => return Err(error.into()),
-        }
-    }
+    let mut next = || socket.recv(&mut buffer).map(|length| buffer[..length].to_vec());
+    let received = iter::from_fn(|| next().ok());
+    Ok(received.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect())
 }
 
 fn can_be_stopped_and_continued(subject: &Subject) -> Result<()> {
@@ -560,7 +555,7 @@ fn not_pid_1_is_subreaper(subject: &Subject) -> Result<()> {
         .stderr(Stdio::null());
     let mut pause = Unsandboxed::start(&mut ancestor)?;
     let pid = pause.pid();
-    // The parent of the future orphan exits at the end of its stdin.
+    // Its child makes an orphan at the end of stdin.
     drop(pause.0.stdin.take());
     let mut new_parent = String::new();
     BufReader::new(pause.0.stdout.take().context("stdout")?).read_line(&mut new_parent)?;
@@ -571,21 +566,15 @@ fn not_pid_1_is_subreaper(subject: &Subject) -> Result<()> {
 
 helper!(ANCESTOR = ancestor);
 
-/// Has a child with a child, and becomes pause. The child exits at the end of stdin; then the
-/// grandchild prints its parent.
+/// Becomes pause, with a child that leaves an orphan at the end of stdin. The orphan prints its parent.
 fn ancestor(arguments: &[OsString]) -> Result<()> {
     let [binary] = arguments else { bail!("takes the binary") };
     spawn(|| {
-        let parent = Pid::this();
-        spawn(|| {
-            while getppid() == parent {
-                thread::yield_now();
-            }
+        io::stdin().read_to_end(&mut Vec::new())?;
+        abandon(|| {
             println!("{}", getppid());
             Ok(())
-        })?;
-        io::stdin().read_to_end(&mut Vec::new())?;
-        Ok(())
+        })
     })?;
     let binary = std::ffi::CString::new(binary.as_bytes())?;
     execv(&binary, &[c"pause"]).map(drop).context("cannot start pause")
