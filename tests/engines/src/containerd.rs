@@ -282,26 +282,13 @@ impl Engine for Containerd {
     }
 
     async fn exit_code(&self, container: &Container) -> Result<i64> {
-        if container.name != SANDBOX {
-            return until("the container has ended", async || {
-                let status = self.container(container).await?.status.context("no status")?;
-                let ended = status.state() == ContainerState::ContainerExited;
-                Ok(ended.then_some(status.exit_code.into()))
-            })
-            .await;
+        if container.name == SANDBOX {
+            return exit_code(&container.id).await;
         }
-        // CRI does not tell it.
-        until("its end is told", async || {
-            let events = fs::read_to_string(EVENTS)?;
-            // Time, namespace, topic, then the event, in which a zero is left out.
-            for (_, event) in events.lines().filter_map(|line| line.split_once(" /tasks/exit ")) {
-                let event: Value = serde_json::from_str(event)?;
-                // An exec in it ends as well.
-                if event["container_id"] == container.id && event["id"] == container.id {
-                    return Ok(Some(event["exit_status"].as_i64().unwrap_or(0)));
-                }
-            }
-            Ok(None)
+        until("the container has ended", async || {
+            let status = self.container(container).await?.status.context("no status")?;
+            let ended = status.state() == ContainerState::ContainerExited;
+            Ok(ended.then_some(status.exit_code.into()))
         })
         .await
     }
@@ -311,6 +298,24 @@ impl Engine for Containerd {
         self.runtime.clone().remove_container(request).await?;
         Ok(())
     }
+}
+
+/// Waits until containerd has told the end of a container, and returns its exit code. CRI does not
+/// tell that of a sandbox, nor of a container that is removed.
+pub async fn exit_code(id: &str) -> Result<i64> {
+    until("its end is told", async || {
+        let events = fs::read_to_string(EVENTS)?;
+        // Time, namespace, topic, then the event, in which a zero is left out.
+        for (_, event) in events.lines().filter_map(|line| line.split_once(" /tasks/exit ")) {
+            let event: Value = serde_json::from_str(event)?;
+            // An exec in it ends as well.
+            if event["container_id"] == id && event["id"] == id {
+                return Ok(Some(event["exit_status"].as_i64().unwrap_or(0)));
+            }
+        }
+        Ok(None)
+    })
+    .await
 }
 
 /// Whether the daemon does, and is ready for pods.

@@ -1,8 +1,8 @@
 //! Kubernetes, built from Debian's source package and driven by kubectl as people do it: a kubelet
 //! decides what happens to sandboxes here. The container runtime is containerd, as in its own column.
 
-use crate::containerd::{Containerd, ctr};
-use crate::engine::{Column, Container, Engine, Lacks, Name, Skip};
+use crate::containerd::{Containerd, ctr, exit_code};
+use crate::engine::{Column, Engine, Lacks, Name, Skip};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
 use crate::scenario::{Context, HELLO, Scenario, Shell, is_as_before, is_init, pauses, reaps};
@@ -25,8 +25,8 @@ const PROGRAMS: &str = "/opt/kubernetes";
 /// The example whose pod several scenarios use.
 const SHARED_PID: &str = "shared-pid";
 
-/// Makes the kubelet remove unused images at once, because no disk is that empty. What it does by
-/// itself, by thresholds of another name, it does every five minutes.
+/// Makes the kubelet remove all unused images at once, because no disk is that empty. (Its image
+/// garbage collection runs the same code, but only every five minutes.)
 const COLLECT: &str = "--eviction-hard=nodefs.available<99%,imagefs.available<99%";
 
 /// Applies a manifest with the names of the images that are there.
@@ -55,7 +55,7 @@ impl Column for Kubernetes {
     const NAME: Name = Name::Kubernetes;
 
     async fn start(image: &Image) -> Result<Self> {
-        let reason = "it takes 10 minutes to build: cargo xtask engines kubernetes";
+        let reason = "it is not built: run cargo xtask engines kubernetes";
         ensure!(Path::new(PROGRAMS).exists(), Skip(reason.to_owned()));
         let containerd = <Containerd as Engine>::start(image).await?;
         control(&["start"]).await?;
@@ -72,7 +72,7 @@ impl Column for Kubernetes {
         let before = host::surroundings()?;
         match scenario {
             Scenario::Load => return self.load(context).await,
-            Scenario::Stop => self.stop(context).await?,
+            Scenario::Stop => stop(context).await?,
             Scenario::Inside => inside(context).await?,
             Scenario::HostPid => host_pid(context).await?,
             Scenario::Pod => pod(context).await?,
@@ -83,13 +83,13 @@ impl Column for Kubernetes {
             Scenario::Killed => killed(context).await?,
             Scenario::Settings => settings(context).await?,
             Scenario::Garbage => return self.garbage(context).await,
-            Scenario::Placeholder => self.placeholder(context).await?,
-            Scenario::PrePull => self.pre_pull(context).await?,
+            Scenario::Placeholder => placeholder(context).await?,
+            Scenario::PrePull => pre_pull(context).await?,
             Scenario::Many => many(context).await?,
             Scenario::Outside => return Err(Lacks("kubectl sends no signals").into()),
             Scenario::Hardened => return Err(Lacks("it is part of `placeholder`").into()),
             Scenario::Remapped => return Err(Lacks("1.20 has no user namespaces").into()),
-            _ => return Err(Lacks("it is up to containerd, whatever the kubelet does").into()),
+            _ => return Err(Lacks("it does not depend on the kubelet").into()),
         }
         is_as_before(&before, async || host::surroundings()).await
     }
@@ -139,56 +139,20 @@ impl Kubernetes {
         shared_pid(context).await?;
         delete(&["pod", SHARED_PID]).await
     }
-
-    async fn stop(&self, context: &Context) -> Result<()> {
-        kubectl(&["run", "pause", "--image", &context.image.reference]).await?;
-        ready("pause").await?;
-        let id = id("pause").await?;
-        delete(&["pod", "pause"]).await?;
-        self.exited_with_0(id).await
-    }
-
-    async fn placeholder(&self, context: &Context) -> Result<()> {
-        apply("examples/placeholder.yaml", context).await?;
-        rolled_out("deployment/placeholder").await?;
-        let id = id(&pod_of("placeholder").await?).await?;
-        let pid = process(&id).context("the placeholder does not run")?;
-        let pause = host::asleep(pid, &context.binary, USER).await?.status()?;
-        same("the capabilities it could get", pause.capbnd, Some(0))?;
-        same("the flag no_new_privs", pause.nonewprivs, Some(1))?;
-
-        // A pod for which there is only room without the placeholder.
-        let cpus = field("node/node", ".status.allocatable.cpu").await?;
-        let requests = format!("--requests=cpu={cpus}");
-        kubectl(&["run", "important", "--image", &context.image.reference, &requests]).await?;
-        ready("important").await?;
-        self.exited_with_0(id).await?;
-        let next = format!("pod/{}", pod_of("placeholder").await?);
-        same("the next placeholder", field(&next, ".status.phase").await?, "Pending".to_owned())?;
-        delete(&["pod", "important"]).await?;
-        rolled_out("deployment/placeholder").await?;
-        delete(&["deployment/placeholder", "priorityclass/placeholder"]).await
-    }
-
-    async fn pre_pull(&self, context: &Context) -> Result<()> {
-        apply("examples/pre-pull.yaml", context).await?;
-        rolled_out("daemonset/pre-pull").await?;
-        let id = id(&pod_of("pre-pull").await?).await?;
-        delete(&["daemonset/pre-pull"]).await?;
-        self.exited_with_0(id).await
-    }
-
-    /// The exit code of a container was 0. (kubectl knows nothing of a pod that is gone.)
-    async fn exited_with_0(&self, id: String) -> Result<()> {
-        let container = Container { name: "pause".to_owned(), id };
-        same("the exit code", self.containerd.exit_code(&container).await?, 0)
-    }
 }
 
 impl Shell for ShellOf {
     async fn shell(&self, script: &str) -> Result<String> {
         kubectl(&["exec", self.0, "--container=shell", "--", "sh", "-c", script]).await
     }
+}
+
+async fn stop(context: &Context) -> Result<()> {
+    kubectl(&["run", "pause", "--image", &context.image.reference]).await?;
+    ready("pause").await?;
+    let id = id("pause").await?;
+    delete(&["pod", "pause"]).await?;
+    same("the exit code", exit_code(&id).await?, 0)
 }
 
 async fn inside(context: &Context) -> Result<()> {
@@ -220,10 +184,10 @@ async fn pod(context: &Context) -> Result<()> {
 async fn tutorial(context: &Context) -> Result<()> {
     let name = "two-containers";
     apply("examples/two-containers.yaml", context).await?;
-    same("the exit code of the second container", exit_code(name, "debian").await?, 0)?;
-    until("nginx runs, and the other container does not", async || {
+    until("nginx runs, and the other container has ended", async || {
         let shown = kubectl(&["get", "pod", name, "--no-headers"]).await?;
-        Ok((shown.split_whitespace().nth(1) == Some("1/2")).then_some(()))
+        let ended = container(name, "debian", ".state.terminated.exitCode").await? == "0";
+        Ok((ended && shown.split_whitespace().nth(1) == Some("1/2")).then_some(()))
     })
     .await?;
     let url = format!("http://{}/", sandbox(name, context, USER).await?.address);
@@ -281,6 +245,36 @@ async fn settings(context: &Context) -> Result<()> {
     ShellOf("settings").shell("kill -TERM 1 && kill -INT 1").await?;
     same("the sandbox", sandbox("settings", context, 1000).await?, before)?;
     delete(&["pod", "settings"]).await
+}
+
+async fn placeholder(context: &Context) -> Result<()> {
+    apply("examples/placeholder.yaml", context).await?;
+    rolled_out("deployment/placeholder").await?;
+    let id = id(&pod_of("placeholder").await?).await?;
+    let pid = process(&id).context("the placeholder does not run")?;
+    let pause = host::asleep(pid, &context.binary, USER).await?.status()?;
+    same("the capabilities it could get", pause.capbnd, Some(0))?;
+    same("the flag no_new_privs", pause.nonewprivs, Some(1))?;
+
+    // A pod for which there is only room without the placeholder.
+    let cpus = field("node/node", ".status.allocatable.cpu").await?;
+    let requests = format!("--requests=cpu={cpus}");
+    kubectl(&["run", "important", "--image", &context.image.reference, &requests]).await?;
+    ready("important").await?;
+    same("the exit code", exit_code(&id).await?, 0)?;
+    let next = format!("pod/{}", pod_of("placeholder").await?);
+    same("the next placeholder", field(&next, ".status.phase").await?, "Pending".to_owned())?;
+    delete(&["pod", "important"]).await?;
+    rolled_out("deployment/placeholder").await?;
+    delete(&["deployment/placeholder", "priorityclass/placeholder"]).await
+}
+
+async fn pre_pull(context: &Context) -> Result<()> {
+    apply("examples/pre-pull.yaml", context).await?;
+    rolled_out("daemonset/pre-pull").await?;
+    let id = id(&pod_of("pre-pull").await?).await?;
+    delete(&["daemonset/pre-pull"]).await?;
+    same("the exit code", exit_code(&id).await?, 0)
 }
 
 async fn many(context: &Context) -> Result<()> {
@@ -371,19 +365,12 @@ async fn pod_of(app: &str) -> Result<String> {
     Ok(pods.lines().next_back().context("there is no pod")?.trim_start_matches("pod/").to_owned())
 }
 
-/// Waits until the kubelet has restarted a container once.
+/// Waits until the kubelet has restarted a container.
 async fn restarted(pod: &str, name: &str) -> Result<()> {
     until(&format!("the container {name} was restarted"), async || {
         let restarts = container(pod, name, ".restartCount").await?;
-        Ok((restarts == "1" && container(pod, name, ".ready").await? == "true").then_some(()))
-    })
-    .await
-}
-
-/// Waits until a container has ended, and returns its exit code.
-async fn exit_code(pod: &str, name: &str) -> Result<i64> {
-    until(&format!("the container {name} has ended"), async || {
-        Ok(container(pod, name, ".state.terminated.exitCode").await?.parse().ok())
+        let is_another = restarts.parse().is_ok_and(|times: u32| times > 0);
+        Ok((is_another && container(pod, name, ".ready").await? == "true").then_some(()))
     })
     .await
 }

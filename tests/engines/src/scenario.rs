@@ -61,7 +61,7 @@ pub enum Scenario {
     Foreign,
     /// From the image for all platforms the engine picks its own.
     Platforms,
-    /// The host's network, another user, a limit of memory, a restart policy.
+    /// Another user, limits and a restart policy, as the pod sets them.
     Settings,
     /// The kubelet removes unused images, and keeps the one of its sandboxes.
     Garbage,
