@@ -44,6 +44,12 @@ const PREPARE_USER: &str = r#"
     useradd --uid 1000 --create-home --home-dir /var/lib/user user
     for file in /etc/subuid /etc/subgid; do echo user:1000000:65536 > $file; done
     install -d -o user -g user /run/user/1000
+    # pasta wants an interface that leads somewhere.
+    ip link add outside type veth peer name outside-peer
+    ip link set outside-peer up
+    ip address add 192.0.2.1/24 dev outside
+    ip link set outside up
+    ip route add default via 192.0.2.254
     cd /var/lib/user
     "$@" podman info > /dev/null
 "#;
@@ -86,7 +92,11 @@ impl<const ROOTLESS: bool> Engine for Podman<ROOTLESS> {
 
     async fn end(self) -> Result<()> {
         // An ordinary user's namespaces have a process that keeps them: this tells it to end.
-        self.podman(["system", "migrate"]).await.map(drop)
+        self.podman(["system", "migrate"]).await?;
+        if ROOTLESS {
+            script("ip link delete outside", &[]).await?;
+        }
+        Ok(())
     }
 
     async fn list(&self) -> Result<HashSet<String>> {

@@ -106,8 +106,10 @@ impl State {
     }
 
     fn differences(&self, now: &Self) -> Vec<String> {
-        let gone = self.0.iter().filter(|(name, _)| !now.0.contains_key(*name));
-        let gone = gone.map(|(name, _)| format!("- {name}"));
+        let gone = self.0.keys().filter(|name| !now.0.contains_key(*name));
+        // A run does not see the control groups of others.
+        let gone =
+            gone.filter(|name| !name.starts_with("control group")).map(|name| format!("- {name}"));
         let other = now.0.iter().filter_map(|(name, value)| match self.0.get(name) {
             // The kernel loads modules, which bring settings, when they are asked for.
             None if name.starts_with("setting") => None,
