@@ -5,7 +5,7 @@ use crate::daemon::Daemon;
 use crate::engine::{Container, Engine, Lacks, Log, Name, Pod, Sandbox, Spec};
 use crate::host::{self, same};
 use crate::images::Image;
-use crate::wait::{script, success, until};
+use crate::wait::{limit, script, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
@@ -251,7 +251,7 @@ impl Engine for Containerd {
         let request = ExecSyncRequest {
             container_id: container.id.clone(),
             cmd: command.iter().map(|word| (*word).to_owned()).collect(),
-            timeout: 60,
+            timeout: limit(60).as_secs() as i64,
         };
         let response = self.runtime.clone().exec_sync(request).await?.into_inner();
         let said = String::from_utf8_lossy(&response.stderr);

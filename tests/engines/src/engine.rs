@@ -126,9 +126,10 @@ pub trait Engine: Sized + 'static {
     /// Whether its own way to stop a pod is SIGTERM first. Otherwise it is SIGKILL at once.
     const STOPS_BY_SIGTERM: bool = true;
 
-    /// The least memory that a container can be given, in bytes. Docker accepts no less; where
-    /// nobody minds, runc needs some of it to start the container.
-    const LEAST_MEMORY: u64 = 6 << 20;
+    /// The memory limit of a hardened container, in bytes. It is the runtime's need: runc and what is
+    /// in Go have to fit in before pause takes their place, with all that control groups of version 2
+    /// count.
+    const LEAST_MEMORY: u64 = 16 << 20;
 
     /// What keeps it from limiting the memory of a container.
     const NO_MEMORY_LIMIT: Option<&str> = None;

@@ -28,7 +28,7 @@ pub trait Runtime: 'static {
     const OPTIONS: &[&str] = &[];
 
     /// [`Engine::LEAST_MEMORY`]
-    const LEAST_MEMORY: u64;
+    const LEAST_MEMORY: u64 = 16 << 20;
 
     /// [`Engine::OWN_KERNEL`]
     const OWN_KERNEL: bool = false;
@@ -39,9 +39,6 @@ pub enum Runc {}
 
 impl Runtime for Runc {
     const NAME: Name = Name::Runc;
-
-    // Go's runtime has to fit in, before pause takes its place.
-    const LEAST_MEMORY: u64 = 6 << 20;
 }
 
 /// The one in C.
@@ -60,8 +57,6 @@ impl Runtime for Runsc {
     const NAME: Name = Name::Runsc;
 
     const OPTIONS: &[&str] = &["--ignore-cgroups", "--network=none"];
-
-    const LEAST_MEMORY: u64 = 6 << 20;
 
     const OWN_KERNEL: bool = true;
 }

@@ -243,12 +243,14 @@ pub fn pauses() -> Result<HashSet<i32>> {
 
 async fn inside<E: Engine>(engine: &E, context: &Context) -> Result<()> {
     let (pod, pause) = start(engine, context, "inside", Sandbox::Usual).await?;
-    // An error where the kernel does not let it.
+    // AppArmor's profile for containers may keep them from signaling pause, which is in no profile.
+    let is_confined = Path::new("/sys/kernel/security/apparmor/profiles").exists();
     let attempt = Spec::new(BUSYBOX, &["sh", "-c", "kill -TERM 1 && kill -INT 1"]);
     for user in [E::USER, 0] {
         let spec = Spec { user: Some(user), ..attempt };
         let sender = engine.run(&pod, &format!("user-{user}"), spec).await?;
-        same("the exit code of the sender", engine.exit_code(&sender).await?, 0)?;
+        let code = engine.exit_code(&sender).await?;
+        ensure!(code == 0 || is_confined, "the sender has exited with {code}");
         let again = asleep(engine, context, &pod).await?;
         same("when pause started", again.stat()?.starttime, pause.stat()?.starttime)?;
         engine.remove(sender).await?;
