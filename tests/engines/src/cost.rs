@@ -18,7 +18,7 @@ const ROUNDS: usize = 5;
 const PODS: usize = 10;
 
 /// Pods at once.
-const MANY: usize = 50;
+const MANY: usize = 200;
 
 /// Where samples are written: a line with the engine, the program, the figure and its value.
 pub struct Samples {

@@ -104,7 +104,7 @@ impl Pods {
             "## Pods\n\nOn real engines, 50 pods with each program in turn. containerd is driven over \
              CRI, by RunPodSandbox, StopPodSandbox and RemovePodSandbox; Docker by `docker run \
              --detach`, `docker stop` and `docker rm`. The charge is that of the control group of the \
-             sandbox. Then 50 pods at once: anonymous memory and page tables of the program, and of \
+             sandbox. Then 200 pods at once: anonymous memory and page tables of the program, and of \
              the shim that the engine runs for each pod. A `sleep` as PID 1 ignores SIGTERM, so that \
              stopping it takes the grace period.\n\n\
              Target: start and stop are not slower than upstream's beyond the spread; {}.\n\n{}\n",
