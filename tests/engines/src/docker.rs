@@ -261,7 +261,8 @@ fn client() -> Command {
     Command::new("docker")
 }
 
-async fn docker<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+/// Runs Docker's client.
+pub async fn docker<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
     success(client().args(arguments)).await
 }
 

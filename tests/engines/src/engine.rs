@@ -31,6 +31,8 @@ pub enum Name {
     Runsc,
     /// Kubernetes, driven by kubectl
     Kubernetes,
+    /// Kubernetes on Docker, by the kubelet's dockershim
+    Dockershim,
 }
 
 impl Display for Name {

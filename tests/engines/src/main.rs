@@ -84,7 +84,8 @@ async fn run(args: Args) -> anyhow::Result<ExitCode> {
     report.on::<Oci<Runc>>().await?;
     report.on::<Oci<Crun>>().await?;
     report.on::<Oci<Runsc>>().await?;
-    report.on::<Kubernetes>().await?;
+    report.on::<Kubernetes<Containerd>>().await?;
+    report.on::<Kubernetes<Docker>>().await?;
     if let Some(path) = args.report {
         report.write(&path)?;
     }
