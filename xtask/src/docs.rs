@@ -23,7 +23,7 @@ type Make = fn() -> Result<String>;
 /// Every table that this command makes, by the name that the documents call for it with.
 const TABLES: &[(&str, Make)] = &[
     ("attacks", attacks),
-    ("audit", audit::page),
+    ("audit", || audit::page(None)),
     ("sizes", size::markdown),
     // The last, for it takes compilers for all platforms.
     ("platforms", platforms),
