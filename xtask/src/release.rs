@@ -1,4 +1,4 @@
-//! `cargo xtask release --dry-run`: runs the steps of the release workflow as far as that is possible
+//! `cargo xtask release-dry-run`: runs the steps of the release workflow as far as that is possible
 //! without its network: all but those that sign and publish.
 
 use crate::debian::{Debian, Release};
@@ -8,15 +8,6 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-
-/// The command line of `cargo xtask release`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Try the release of the commit that is checked out; nothing is published. (The workflow
-    /// releases, when a tag is pushed)
-    #[arg(long, required = true)]
-    dry_run: bool,
-}
 
 /// The jobs of the workflow, in their order.
 const JOBS: [&str; 3] = ["build", "verify", "publish"];
@@ -31,7 +22,7 @@ const VARIABLES: [(&str, &str); 2] = [
 ];
 
 /// Runs every step that can be run here.
-pub fn run(_: &Args) -> Result<()> {
+pub fn run() -> Result<()> {
     let folder = project().join("target/release-dry-run");
     for job in JOBS {
         // What an earlier run left; the programs are kept.

@@ -1,29 +1,14 @@
 //! `cargo xtask sbom`: a bill of materials of what ships, in CycloneDX 1.5.
 
-use crate::image::{Selection, sha256, write};
+use crate::image::{Selection, sha256};
 use anyhow::{Context, Result, bail};
 use harness::build;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
 
-/// The command line of `cargo xtask sbom`.
-#[derive(clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    selection: Selection,
-    /// File to write [default: target/image/pause.cdx.json]
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-}
-
-/// Builds the binaries and writes their bill of materials.
-pub fn run(args: &Args) -> Result<()> {
-    let bill = bill_of_materials(&args.selection)?;
-    let default = || build::project().join("target/image/pause.cdx.json");
-    let output = args.output.clone().unwrap_or_else(default);
-    write(&output, format!("{bill:#}\n").as_bytes())?;
-    println!("{}", output.display());
+/// Builds the binaries and prints their bill of materials.
+pub fn run(selection: &Selection) -> Result<()> {
+    println!("{:#}", bill_of_materials(selection)?);
     Ok(())
 }
 
