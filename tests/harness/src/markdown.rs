@@ -12,24 +12,16 @@ use std::path::Path;
 ///
 /// When the document has no such part, or cannot be read or written.
 pub fn update_section(path: &Path, command: &str, content: &str) -> Result<()> {
-    let update = || -> Result<()> {
-        let document = fs::read_to_string(path)?;
-        Ok(fs::write(path, replace_section(&document, command, content)?)?)
-    };
-    update().with_context(|| format!("cannot update {}", path.display()))
-}
-
-/// Returns `document` with `content` in place of what stands between the two marks.
-pub fn replace_section(document: &str, command: &str, content: &str) -> Result<String> {
     const END: &str = "<!-- end -->";
     let begin = format!("<!-- {command} -->\n");
-    let (before, rest) = document
-        .split_once(&begin)
-        .with_context(|| format!("the line {:?} is missing", begin.trim_end()))?;
-    let (_, after) = rest
-        .split_once(END)
-        .with_context(|| format!("the line {END:?} is missing after {:?}", begin.trim_end()))?;
-    Ok(format!("{before}{begin}\n{}\n\n{END}{after}", content.trim()))
+    let update = || -> Result<()> {
+        let document = fs::read_to_string(path)?;
+        let (before, rest) = document.split_once(&begin).with_context(|| format!("no {begin}"))?;
+        let (_, after) = rest.split_once(END).with_context(|| format!("no {END} after {begin}"))?;
+        fs::write(path, format!("{before}{begin}\n{}\n\n{END}{after}", content.trim()))?;
+        Ok(())
+    };
+    update().with_context(|| format!("cannot update {}", path.display()))
 }
 
 /// Formats a table; columns of numbers are aligned to the right.
