@@ -54,17 +54,7 @@ enum Task {
 
 fn main() -> ExitCode {
     helper::dispatch();
-    match run(Cli::parse().task) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(task: Task) -> anyhow::Result<()> {
-    match task {
+    let result = match Cli::parse().task {
         Task::Audit(args) => audit::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
@@ -76,5 +66,12 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Size(args) => size::run(&args),
         Task::Stress(args) => stress::run(&args),
         Task::Verify(args) => verify::run(&args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -7,7 +7,6 @@ use harness::build;
 use serde_json::Value;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::{env, fs};
 
 /// The command line of `cargo xtask verify`.
@@ -52,13 +51,12 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Does the same in a Debian system, with this machine's Rust.
 fn verify_on(release: Release, archive: &Path) -> Result<()> {
-    let rust = build::stdout_of(Command::new("rustc").args(["--print=sysroot"]))?;
     let default = || env::home_dir().unwrap_or_default().join(".cargo");
     let cargo = env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
     let name = format!("rust-{}", release.name());
     let mut debian = Debian::make(&name, release, &["gcc", "iproute2", "libc6-dev"])?;
     debian.show = vec![
-        (rust.trim().into(), "/rust"),
+        (build::sysroot()?, "/rust"),
         (cargo.join("registry"), "/registry"),
         (build::project().to_owned(), "/sources"),
     ];
