@@ -17,8 +17,11 @@ fn bill_of_materials(selection: &Selection) -> Result<Value> {
     let lock = fs::read_to_string(build::project().join("Cargo.lock"))?;
     let mut components = Vec::new();
     let mut depends_on = Vec::new();
-    // Cargo marks a package that it has listed before.
-    for line in tree()?.lines().filter(|line| !line.ends_with(" (*)")) {
+    // The product, and then everything that it needs when it is built without features: a line each,
+    // with depth, name and version, and license. Cargo marks a package that it has listed before.
+    let mut tree = build::cargo("tree");
+    tree.args(["--package=pause", "--edges=normal", "--prefix=depth", "--format=|{p}|{l}"]);
+    for line in build::stdout_of(&mut tree)?.lines().filter(|line| !line.ends_with(" (*)")) {
         let [depth, package, license] = *line.split('|').collect::<Vec<_>>() else {
             bail!("cargo tree printed {line:?}");
         };
@@ -64,14 +67,6 @@ fn bill_of_materials(selection: &Selection) -> Result<Value> {
         "metadata": { "component": application },
         "components": components,
     }))
-}
-
-/// The product, and then everything that it needs when it is built without features: a line each, with
-/// depth, name and version, and license.
-fn tree() -> Result<String> {
-    let mut tree = build::cargo("tree");
-    tree.args(["--package=pause", "--edges=normal", "--prefix=depth", "--format=|{p}|{l}"]);
-    build::stdout_of(&mut tree)
 }
 
 /// The checksum of a library's source.
