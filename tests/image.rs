@@ -12,7 +12,6 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::sync::LazyLock;
@@ -43,9 +42,8 @@ const OTHER_USER: [&str; 4] = ["unshare", "--user", "--map-user=4711", "--map-gr
 fn main() -> ExitCode {
     let no_cores =
         (PLATFORMS.len() < 2).then(|| "there is no core for another platform".to_owned());
-    let unshare = Command::new(OTHER_USER[0]).args(&OTHER_USER[1..]).arg("true").output();
-    let no_user = (!unshare.is_ok_and(|output| output.status.success()))
-        .then(|| "this user may not create user namespaces".to_owned());
+    let mut unshare = Command::new(OTHER_USER[0]);
+    let no_user = obstacle(build::stdout_of(unshare.args(&OTHER_USER[1..]).arg("true")));
     let no_git = obstacle(which::which("git").context("git is not installed"));
     let mut trials = Trials::new();
     for (tests, obstacle) in [
@@ -306,14 +304,10 @@ fn failed_write_leaves_nothing() {
 }
 
 fn missing_core_writes_nothing() {
-    let folder = TempDir::new().unwrap();
-    // A compiler that knows the target and has no core for it.
-    let rustc = folder.path().join("rustc");
-    fs::write(&rustc, "#!/bin/sh\necho /nowhere\n").unwrap();
-    fs::set_permissions(&rustc, fs::Permissions::from_mode(0o755)).unwrap();
     let foreign = TARGETS.iter().find(|target| !target.is_native()).unwrap();
     let mut command = xtask();
-    command.env("RUSTC", &rustc).env_remove("PAUSE_FOREIGN_RUSTC");
+    // In place of a compiler that knows the target and has no core for it.
+    command.env("RUSTC", "true").env_remove("PAUSE_FOREIGN_RUSTC");
     command.args(["image", "--platform", &names(&[foreign])]);
     writes_nothing(&mut command, &format!("rustup target add {}", foreign.triple));
 }
@@ -363,9 +357,6 @@ fn verify_compares_with_what_the_sources_make() {
     let copy = Copy::new();
     copy.change("src/main.rs", "not PID 1", "not pid 1");
     lacks(&copy.image(&FIXED).bytes, &[MANIFEST, CONFIG, LAYER]);
-    let copy = Copy::new();
-    copy.change("Cargo.toml", "description = \"", "description = \"Changed. ");
-    lacks(&copy.image(&FIXED).bytes, &[MANIFEST, CONFIG]);
     // A byte of the layer, whose name stays the same.
     let mut archive = IMAGE.bytes.clone();
     let layer = IMAGE.blob(&IMAGE.manifest()["layers"][0], LAYER);

@@ -129,7 +129,7 @@ impl Image {
         let version = product["version"].as_str();
         let default = || format!("localhost/pause:{}", version.unwrap_or_default());
         let reference = recipe.tag.clone().unwrap_or_else(default);
-        let revision = recipe.revision();
+        let revision = recipe.revision.clone().or_else(head);
         let annotations: BTreeMap<_, _> = [
             ("title", product["name"].as_str()),
             ("description", product["description"].as_str()),
@@ -178,7 +178,7 @@ impl Image {
             "Layers": [native.layer.path()],
         }]);
 
-        let mut archive = tar::Builder::new(Vec::new());
+        let mut archive = Archive::new(Vec::new());
         for (path, value) in [
             ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })),
             ("index.json", list(&[image])),
@@ -195,22 +195,17 @@ impl Image {
     }
 }
 
-impl Recipe {
-    /// The commit that the sources are of, marked if they differ from it. None without git, or if
-    /// the project is not a repository of its own.
-    pub fn revision(&self) -> Option<String> {
-        if self.revision.is_some() {
-            return self.revision.clone();
-        }
-        let git = Command::new("git")
-            .args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"])
-            .current_dir(build::project())
-            .env("GIT_CEILING_DIRECTORIES", build::project().parent()?)
-            .output()
-            .ok()?;
-        let revision = String::from_utf8(git.stdout).ok()?;
-        git.status.success().then(|| revision.trim().to_owned())
-    }
+/// The commit that the sources are of, marked if they differ from it. None without git, or if the project
+/// is not a repository of its own.
+pub fn head() -> Option<String> {
+    let git = Command::new("git")
+        .args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"])
+        .current_dir(build::project())
+        .env("GIT_CEILING_DIRECTORIES", build::project().parent()?)
+        .output()
+        .ok()?;
+    let revision = String::from_utf8(git.stdout).ok()?;
+    git.status.success().then(|| revision.trim().to_owned())
 }
 
 impl Selection {
@@ -221,35 +216,30 @@ impl Selection {
             let rest = target.platform.strip_prefix(wanted);
             wanted == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
         };
-        for wanted in &self.platform {
+        let native = TARGETS.iter().find(|target| target.is_native());
+        let native = || vec![native.map_or(ARCH, |target| target.platform).to_owned()];
+        let wanted = if self.platform.is_empty() { native() } else { self.platform.clone() };
+        for name in &wanted {
             let known: Vec<_> = TARGETS.iter().map(|target| target.platform).collect();
             ensure!(
-                TARGETS.iter().any(|target| matches(wanted, target)),
-                "there is no platform {wanted:?}; --platform takes all, {}",
+                TARGETS.iter().any(|target| matches(name, target)),
+                "there is no platform {name:?}; --platform takes all, {}",
                 known.join(", ")
             );
         }
-        let is_wanted = |target: &&Target| match &*self.platform {
-            [] => target.is_native(),
-            some => some.iter().any(|wanted| matches(wanted, target)),
-        };
-        let targets: Vec<_> = TARGETS.iter().filter(is_wanted).collect();
-        ensure!(!targets.is_empty(), "there is no image for {ARCH}: name others by --platform");
-        Ok(targets)
+        let is_wanted = |target: &&Target| wanted.iter().any(|name| matches(name, target));
+        Ok(TARGETS.iter().filter(is_wanted).collect())
     }
 }
 
 impl Variant {
     fn build(target: &'static Target, annotations: &Value, recipe: &Recipe) -> Result<Self> {
         let timestamp = recipe.timestamp;
-        let binary = match &recipe.program {
-            Some(program) => program.clone(),
-            None => target.build()?,
-        };
+        let binary = recipe.program.clone().map_or_else(|| target.build(), Ok)?;
         let binary = fs::read(&binary)
             .with_context(|| format!("cannot read the binary {}", binary.display()))?;
 
-        let mut archive = tar::Builder::new(Vec::new());
+        let mut archive = Archive::new(Vec::new());
         append(&mut archive, "pause", &binary, 0o755, timestamp)?;
         let archive = archive.into_inner()?;
         // Zopfli compresses better. But it calculates with floating point, so that nobody could
@@ -336,21 +326,17 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)))
 }
 
+type Archive = tar::Builder<Vec<u8>>;
+
 /// Appends a file of root's to a ustar archive.
-fn append(
-    archive: &mut tar::Builder<Vec<u8>>,
-    path: &str,
-    bytes: &[u8],
-    mode: u32,
-    mtime: u64,
-) -> Result<()> {
+fn append(to: &mut Archive, path: &str, bytes: &[u8], mode: u32, mtime: u64) -> Result<()> {
     let mut header = tar::Header::new_ustar();
     header.set_size(bytes.len() as u64);
     header.set_mode(mode);
     header.set_mtime(mtime);
     header.set_uid(0);
     header.set_gid(0);
-    Ok(archive.append_data(&mut header, path, bytes)?)
+    Ok(to.append_data(&mut header, path, bytes)?)
 }
 
 /// Checks that a reference has a registry, a repository and a tag. Engines complete a shorter one, each

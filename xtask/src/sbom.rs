@@ -6,14 +6,9 @@ use harness::build;
 use serde_json::{Value, json};
 use std::fs;
 
-/// Builds the binaries and prints their bill of materials.
+/// Builds the binaries and prints their bill of materials. The same sources give the same bill, so it has
+/// neither a time nor a serial number.
 pub fn run(selection: &Selection) -> Result<()> {
-    println!("{:#}", bill_of_materials(selection)?);
-    Ok(())
-}
-
-/// The same sources give the same bill, so it has neither a time nor a serial number.
-fn bill_of_materials(selection: &Selection) -> Result<Value> {
     let lock = fs::read_to_string(build::project().join("Cargo.lock"))?;
     let mut components = Vec::new();
     let mut depends_on = Vec::new();
@@ -59,14 +54,16 @@ fn bill_of_materials(selection: &Selection) -> Result<Value> {
         }));
     }
     application["components"] = json!(binaries);
-    Ok(json!({
+    let bill = json!({
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
         "dependencies": [{ "ref": application["bom-ref"], "dependsOn": depends_on }],
         "metadata": { "component": application },
         "components": components,
-    }))
+    });
+    println!("{bill:#}");
+    Ok(())
 }
 
 /// The checksum of a library's source.

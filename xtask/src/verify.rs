@@ -1,7 +1,7 @@
 //! `cargo xtask verify`: whether these sources make a given image, byte for byte.
 
 use crate::debian::{Debian, Release};
-use crate::image::{Blob, Image, Recipe, write};
+use crate::image::{Blob, Image, Recipe, head, write};
 use anyhow::{Context, Result, bail, ensure};
 use harness::build;
 use serde_json::Value;
@@ -31,8 +31,7 @@ pub fn run(args: &Args) -> Result<()> {
     let theirs = fs::read(&args.archive).with_context(|| format!("cannot read {name}"))?;
     let mut recipe =
         recipe(&theirs).with_context(|| format!("{name} is not an archive of an image"))?;
-    let given = Recipe { revision: args.revision.clone(), ..Recipe::default() };
-    recipe.revision = given.revision().or(recipe.revision);
+    recipe.revision = args.revision.clone().or_else(head).or(recipe.revision);
     let image = Image::build(&recipe)?;
     if image.archive == theirs {
         println!("{name} is what these sources make, byte for byte: {}", image.digest);
