@@ -13,6 +13,7 @@ use object::read::elf::ElfFile64;
 use object::{Endianness, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// The command line of `cargo xtask audit`.
@@ -114,37 +115,31 @@ impl Program {
         Ok(calls)
     }
 
-    /// The constant that a register holds at `at`, if it is the same one whatever leads there.
+    /// The constant that a register holds at `at`: the nearest instruction above that changes the register
+    /// loads it, and only from there on, or in loops that keep it, can `at` be reached.
     fn constant(&self, register: Register, at: u64) -> Option<u64> {
-        let mut constants = BTreeSet::new();
-        let mut seen = BTreeSet::new();
-        let mut open = vec![(register, at)];
-        while let Some((register, at)) = open.pop() {
-            let before = self.before(at);
-            if before.is_empty() {
-                return None;
-            }
-            for instruction in before {
-                let ip = instruction.ip();
-                match (instruction.code(), &self.before(ip)[..]) {
-                    _ if !seen.insert((register, ip)) => {}
-                    _ if !changes(instruction, register) => open.push((register, ip)),
-                    (Code::Mov_rm64_r64, _) => open.push((instruction.op1_register(), ip)),
-                    (Code::Mov_r32_imm32, _) => _ = constants.insert(instruction.immediate(1)),
-                    (Code::Pop_r64, [push]) if push.code() == Code::Pushq_imm8 => {
-                        constants.insert(push.immediate(0));
-                    }
-                    _ => return None,
-                }
-            }
+        let mut above = self.instructions.range(..at).map(|(_, it)| it);
+        let load = above.rfind(|it| changes(it, register))?;
+        let start = load.next_ip();
+        let end = self.leading_to(start..=at).map(Instruction::ip).fold(at, u64::max);
+        let keeps = |it: &Instruction| (start..=end).contains(&it.ip()) && !changes(it, register);
+        let is_kept = self.leading_to(start..=end).all(|it| it.ip() == load.ip() || keeps(it))
+            && self.functions.range(start..=end).next().is_none();
+        let before: Vec<_> = self.leading_to(load.ip()..=load.ip()).collect();
+        match (load.code(), &before[..]) {
+            _ if !is_kept => None,
+            (Code::Mov_r32_imm32, _) => Some(load.immediate(1)),
+            (Code::Mov_rm64_r64, _) => self.constant(load.op1_register(), load.ip()),
+            (Code::Pop_r64, [push]) if push.code() == Code::Pushq_imm8 => Some(push.immediate(0)),
+            _ => None,
         }
-        constants.pop_first().filter(|_| constants.is_empty())
     }
 
-    /// The instructions that can be executed right before the one at `at`.
-    fn before(&self, at: u64) -> Vec<&Instruction> {
-        let leads_here = |it: &&Instruction| successors(it).is_some_and(|next| next.contains(&at));
-        self.instructions.values().filter(leads_here).collect()
+    /// The instructions right after which one in a range can be executed.
+    fn leading_to(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = &Instruction> {
+        self.instructions.values().filter(move |it| {
+            successors(it).is_some_and(|next| next.iter().any(|at| range.contains(at)))
+        })
     }
 
     /// The functions with their instructions.
