@@ -9,8 +9,10 @@ use harness::{build, markdown};
 use indicatif::HumanCount;
 use std::fs;
 
+type Make = fn() -> Result<String>;
+
 /// Every table that this command makes, by its document and the name that it has there.
-const TABLES: &[(&str, &str, fn() -> Result<String>)] = &[
+const TABLES: &[(&str, &str, Make)] = &[
     ("security.md", "attacks", attacks),
     ("audit.md", "audit", || audit::page(None)),
     ("platforms.md", "sizes", || size::table(&Selection::default())),
