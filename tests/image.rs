@@ -77,7 +77,8 @@ const EPOCH: (u64, &str) = (0, "1970-01-01T00:00:00Z");
 const FIXED: [&str; 4] = ["--tag", TAG, "--revision", REVISION];
 
 /// The image as most tests look at it.
-static IMAGE: LazyLock<Image> = LazyLock::new(|| Image::write(&FIXED));
+static IMAGE: LazyLock<Image> =
+    LazyLock::new(|| Image::written_by(xtask().arg("image").args(FIXED)));
 
 /// This machine's target.
 static NATIVE: LazyLock<&Target> =
@@ -200,16 +201,19 @@ fn without_options_it_is_localhost_and_source_date_epoch() {
 
 fn index_lists_the_platforms() {
     // In another order, one twice and one without its variant: all the same.
-    let reversed: Vec<_> = PLATFORMS.iter().rev().copied().collect();
-    let platforms = names(&reversed).replace("/v8", "") + "," + PLATFORMS[0].platform;
-    let image = Image::write(&[&FIXED[..], &["--platform", &platforms]].concat());
-    check(&image, &PLATFORMS, TAG, EPOCH);
+    let mut platforms: Vec<_> = PLATFORMS.iter().map(|target| target.platform).rev().collect();
+    platforms.push(PLATFORMS[0].platform);
+    let platforms = platforms.join(",").replace("/v8", "");
+    let mut command = xtask();
+    command.arg("image").args(FIXED).args(["--platform", &platforms]);
+    check(&Image::written_by(&mut command), &PLATFORMS, TAG, EPOCH);
 }
 
 fn foreign_platform_alone() {
     let foreign = PLATFORMS.iter().find(|target| !target.is_native()).unwrap();
-    let image = Image::write(&[&FIXED[..], &["--platform", &names(&[foreign])]].concat());
-    check(&image, &[foreign], TAG, EPOCH);
+    let mut command = xtask();
+    command.arg("image").args(FIXED).args(["--platform", foreign.platform]);
+    check(&Image::written_by(&mut command), &[foreign], TAG, EPOCH);
 }
 
 fn dockerfile_agrees() {
@@ -308,7 +312,7 @@ fn missing_core_writes_nothing() {
     let mut command = xtask();
     // In place of a compiler that knows the target and has no core for it.
     command.env("RUSTC", "true").env_remove("PAUSE_FOREIGN_RUSTC");
-    command.args(["image", "--platform", &names(&[foreign])]);
+    command.args(["image", "--platform", foreign.platform]);
     writes_nothing(&mut command, &format!("rustup target add {}", foreign.triple));
 }
 
@@ -328,11 +332,6 @@ fn sizes_are_compared_with_their_budgets() {
     for part in ["binary", "compressed layer"] {
         assert!(message.contains(&format!("{part} for {platform} (")), "{message}");
     }
-}
-
-/// The names of platforms as `--platform` takes them.
-fn names(targets: &[&Target]) -> String {
-    targets.iter().map(|target| target.platform).collect::<Vec<_>>().join(",")
 }
 
 /// Runs `cargo xtask verify` on an archive of the commit that the images here are said to be of.
@@ -399,11 +398,7 @@ struct Image {
 type Attributes = (u32, u64, u64, u64);
 
 impl Image {
-    /// Has an image written with `options`, and reads it.
-    fn write(options: &[&str]) -> Self {
-        Self::written_by(xtask().arg("image").args(options))
-    }
-
+    /// Has a command write an image, and reads it.
     fn written_by(command: &mut Command) -> Self {
         let folder = TempDir::new().unwrap();
         let path = folder.path().join("pause.tar");
