@@ -11,12 +11,14 @@ use tempfile::NamedTempFile;
 /// The code that is changed: push 0x27; pop rax; syscall.
 const GETPID: &[u8; 5] = b"\x6a\x27\x58\x0f\x05";
 
-/// What the code is changed to, and the objection to it.
-const PATCHES: &[(&str, &[u8; 5], &str)] = &[
+/// What it is changed to, with what follows, and the objection.
+const PATCHES: &[(&str, &[u8], &str)] = &[
     ("missing_call", b"\x6a\x6e\x58\x0f\x05", "the system call getpid is missing"),
     ("other_call", b"\x6a\x6e\x58\x0f\x05", "the system call getppid is undocumented"),
     // mov eax, [rsp] in place of push and pop.
     ("computed_number", b"\x8b\x04\x24\x0f\x05", "is not constant"),
+    // jne from behind the syscall back to it.
+    ("other_number_in_a_loop", b"\x6a\x27\x58\x0f\x05\x75\xfc\x90\x90", "is not constant"),
     // jmp rax.
     ("indirect_jump", b"\xff\xe0\x90\x0f\x05", "jmp rax"),
     ("other_way_to_the_kernel", b"\x6a\x27\x58\xcd\x80", "int 80h"),
@@ -41,7 +43,7 @@ fn main() -> ExitCode {
             let mut bytes = fs::read(target.build()?)?;
             let at = bytes.windows(5).position(|window| window == GETPID);
             let at = at.context("the code has changed: choose other bytes")?;
-            bytes[at..at + 5].copy_from_slice(*new);
+            bytes[at..at + new.len()].copy_from_slice(new);
             is_refused(&bytes, objection)
         });
     }
