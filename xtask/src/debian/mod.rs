@@ -179,11 +179,11 @@ fn isolated() -> Command {
 
 /// Waits until a command ends; a signal to this program ends it.
 fn end(command: &mut Command) -> Result<ExitStatus> {
-    // Blocked, they wait; std gives the child an empty mask.
+    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+    // Blocked, they wait; only from now on, for a child inherits the mask.
     let signals = [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
     let signals: SigSet = signals.into_iter().collect();
     signals.thread_block()?;
-    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
     let mut interrupted = false;
     let status = loop {
         if let Some(status) = child.try_wait()? {
