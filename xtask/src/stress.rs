@@ -38,19 +38,15 @@ const WORKLOADS: &[(&str, &Helper, u64)] = &[
     ("zombies", &ZOMBIES, 500),
     ("threaded", &THREADED_ORPHANS, 100),
     ("fork-bomb", &FORK_BOMB, 2_000),
-    ("killed", &KILLED, 2_000),
     ("signals", &SIGNALS, 100_000),
     ("traced", &TRACED, 200),
-    ("vforked", &VFORKED, 200),
-    ("cloned", &CLONED, 200),
+    ("cloned", &CLONED, 300),
     ("stopped", &STOPPED, 200),
 ];
 
 helper!(FORK_BOMB = fork_bomb);
-helper!(KILLED = killed);
 helper!(SIGNALS = signals);
 helper!(TRACED = traced);
-helper!(VFORKED = vforked);
 helper!(CLONED = cloned);
 helper!(STOPPED = stopped);
 
@@ -134,18 +130,10 @@ fn sleep_on() -> Result<()> {
     }
 }
 
-/// Kills every process of the PID namespace but PID 1 and this one.
-fn kill_all() -> Result<()> {
+/// Sends a signal to every process of the PID namespace but PID 1 and this one.
+fn signal_all(signal: Signal) -> Result<()> {
     ensure_inside()?;
-    Ok(kill(Pid::from_raw(-1), Signal::SIGKILL)?)
-}
-
-/// Orphans that are killed all at once.
-fn killed(arguments: &[OsString]) -> Result<()> {
-    for _ in 0..number(arguments)? {
-        abandon(sleep_on)?;
-    }
-    kill_all()
+    Ok(kill(Pid::from_raw(-1), signal)?)
 }
 
 /// Processes that fork as fast as they can, up to the limit, while their parents exit.
@@ -165,7 +153,7 @@ fn fork_bomb(arguments: &[OsString]) -> Result<()> {
         }
     })?;
     succeeds(bomb)?;
-    kill_all()
+    signal_all(Signal::SIGKILL)
 }
 
 /// Orphans that are traced when they exit: of three one is killed, one is detached first, and one is
@@ -191,38 +179,30 @@ fn traced(arguments: &[OsString]) -> Result<()> {
         Ok(())
     })?;
     succeeds(tracer)?;
-    kill_all()
+    signal_all(Signal::SIGKILL)
 }
 
-/// Orphans of vfork: they share the memory of a parent that was killed while it waited for them.
-fn vforked(arguments: &[OsString]) -> Result<()> {
-    for _ in 0..number(arguments)? {
-        let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
-        let parent = spawn(|| clone_asleep(flags, Some(libc::SIGCHLD)))?;
+/// Orphans that were created with another exit signal than SIGCHLD, with none, or by vfork: those share
+/// the memory of a parent that was killed while it waited for them.
+fn cloned(arguments: &[OsString]) -> Result<()> {
+    let vfork = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+    let nothing = CloneFlags::empty();
+    let ways = [(nothing, Some(libc::SIGUSR1)), (nothing, None), (vfork, Some(libc::SIGCHLD))];
+    for index in 0..number(arguments)? {
+        let (flags, signal) = ways[index % ways.len()];
+        let parent = spawn(|| {
+            let mut stack = vec![0; 64 * 1024];
+            let child = Box::new(|| sleep_on().map_or(1, |()| 0));
+            // SAFETY: this process has one thread and only sleeps from now on; the child has more
+            // stack than it needs, and does nothing but sleep.
+            unsafe { clone(child, &mut stack, flags, signal) }.context("cannot clone")?;
+            sleep_on()
+        })?;
         wait_until("there is a child", || !children(parent).is_empty())?;
         kill(parent, Signal::SIGKILL)?;
         waitpid(parent, None)?;
     }
-    kill_all()
-}
-
-/// Orphans that were created with another exit signal than SIGCHLD, or with none.
-fn cloned(arguments: &[OsString]) -> Result<()> {
-    for index in 0..number(arguments)? {
-        let signal = [Some(libc::SIGUSR1), None][index % 2];
-        succeeds(spawn(|| clone_asleep(CloneFlags::empty(), signal))?)?;
-    }
-    kill_all()
-}
-
-/// Starts a child that sleeps, by clone(2).
-fn clone_asleep(flags: CloneFlags, signal: Option<i32>) -> Result<()> {
-    let mut stack = vec![0; 64 * 1024];
-    let child = Box::new(|| sleep_on().map_or(1, |()| 0));
-    // SAFETY: this process has one thread and exits next; the child has more stack than it needs,
-    // and does nothing but sleep.
-    unsafe { clone(child, &mut stack, flags, signal) }.context("cannot clone")?;
-    Ok(())
+    signal_all(Signal::SIGKILL)
 }
 
 /// Waits for a child, which has to exit with 0.
@@ -242,6 +222,5 @@ fn stopped(arguments: &[OsString]) -> Result<()> {
         })?;
         succeeds(parent)?;
     }
-    ensure_inside()?;
-    Ok(kill(Pid::from_raw(-1), Signal::SIGCONT)?)
+    signal_all(Signal::SIGCONT)
 }
