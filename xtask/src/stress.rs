@@ -5,8 +5,8 @@ use harness::build::{self, Flavor};
 use harness::helper;
 use harness::helper::{Helper, spawn};
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon, number};
-use harness::proc::{activity, children, is_asleep, resident, state, wait_until};
-use harness::sandbox::{Sandbox, Setup, USER, become_user, ensure_inside};
+use harness::proc::{activity, children, is_asleep, resident, wait_until};
+use harness::sandbox::{Setup, USER, become_user, ensure_inside};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use nix::errno::Errno;
 use nix::libc;
@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::Pid;
 use std::ffi::OsString;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The command line of `cargo xtask stress`.
 #[derive(clap::Args)]
@@ -25,9 +25,6 @@ pub struct Args {
     /// Run until this many orphans have exited, and finish the round
     #[arg(long, value_name = "NUMBER", default_value_t = 1_000_000)]
     orphans: u64,
-    /// Run for at least this long; fractions are allowed
-    #[arg(long, value_name = "MINUTES", default_value_t = 0.0)]
-    minutes: f64,
 }
 
 /// The workloads of a round. The number is that of orphans, of signals, or for the fork bomb the limit
@@ -53,7 +50,6 @@ helper!(STOPPED = stopped);
 /// Runs the workloads in rounds and checks PID 1 after each: there is no zombie, it was not woken, and
 /// its memory has not grown. At the end SIGTERM has to stop it.
 pub fn run(args: &Args) -> Result<()> {
-    let time = Duration::try_from_secs_f64(args.minutes * 60.0).context("--minutes")?;
     let pod = Setup::new(&build::build(Flavor::Freestanding)?).start()?;
     pod.wait_until_asleep()?;
     let before = (activity(pod.pid)?, resident(pod.pid)?);
@@ -62,8 +58,7 @@ pub fn run(args: &Args) -> Result<()> {
     let bar = ProgressBar::new(args.orphans).with_style(ProgressStyle::with_template(style)?);
     let start = Instant::now();
     let mut orphans = 0;
-    let mut rounds = 0;
-    while orphans < args.orphans || start.elapsed() < time {
+    while orphans < args.orphans {
         for (workload, helper, number) in WORKLOADS {
             bar.set_message(*workload);
             pod.run(helper, &[&number.to_string()])?;
@@ -74,9 +69,16 @@ pub fn run(args: &Args) -> Result<()> {
                 _ => orphans += number,
             }
             bar.set_position(orphans);
-            check(&pod, before).with_context(|| format!("after {workload}, in round {rounds}"))?;
+            wait_until(&format!("no orphan or zombie is left of {workload}"), || {
+                children(pod.pid).is_empty()
+            })?;
+            ensure!(is_asleep(pod.pid), "PID 1 does not sleep after {workload}");
+            let after = (activity(pod.pid)?, resident(pod.pid)?);
+            ensure!(
+                after == before,
+                "after {workload}, PID 1 was woken or has grown: from {before:?} to {after:?}"
+            );
         }
-        rounds += 1;
     }
     bar.finish_and_clear();
 
@@ -84,22 +86,11 @@ pub fn run(args: &Args) -> Result<()> {
     let (status, stderr) = pod.wait()?;
     ensure!(status.code() == Some(0) && stderr == "pause: SIGTERM\n", "{status}, {stderr:?}");
     println!(
-        "passed: {} orphans in {}, {} workloads: no zombie, no wake-up, no growth \
-         ({} KiB), exit code 0 on SIGTERM",
+        "passed: {} orphans in {}: no zombie, no wake-up, no growth ({} KiB), exit code 0 on SIGTERM",
         HumanCount(orphans),
         HumanDuration(start.elapsed()),
-        HumanCount(rounds * WORKLOADS.len() as u64),
         before.1,
     );
-    Ok(())
-}
-
-/// Checks PID 1 when a workload has ended.
-fn check(pod: &Sandbox, before: (harness::proc::Activity, u64)) -> Result<()> {
-    wait_until("no orphan or zombie is left", || children(pod.pid).is_empty())?;
-    ensure!(is_asleep(pod.pid), "PID 1 does not sleep but is in state {:?}", state(pod.pid));
-    let after = (activity(pod.pid)?, resident(pod.pid)?);
-    ensure!(after == before, "PID 1 was woken or has grown: from {before:?} to {after:?}");
     Ok(())
 }
 
