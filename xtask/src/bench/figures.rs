@@ -68,7 +68,8 @@ impl Samples {
     /// There is no multiple of nothing, and `≈` stands where the spread hides it.
     fn cell(&self, base: &Self) -> String {
         let (median, base_median) = (self.median(), base.median());
-        let spread = number_like(median, (self.quantile(0.75) - self.quantile(0.25)) / 2.0);
+        let spread = (self.quantile(0.75) - self.quantile(0.25)) / 2.0;
+        let spread = number_like(median.max(spread), spread);
         let mut cell = number(median);
         if !self.0.is_empty() && spread != "0" {
             cell += &format!(" ± {spread}");

@@ -35,30 +35,21 @@ pub struct Args {
     pods: Option<Release>,
 }
 
-/// How much is measured.
-struct Plan {
-    rounds: u32,
-    /// Instances that sleep at once, in each round.
-    instances: u32,
-    /// Orphans in each round.
-    orphans: u32,
-    churn_seconds: u32,
-    /// Instances of each peer that are started and stopped.
-    lives: usize,
-}
-
-/// The notes of the report name these numbers.
-const FULL: Plan =
-    Plan { rounds: 3, instances: 1000, orphans: 2000, churn_seconds: 60, lives: 300 };
-
-const SMOKE: Plan = Plan { rounds: 1, instances: 20, orphans: 100, churn_seconds: 2, lives: 10 };
+/// How much is measured; the notes of the report name these numbers.
+const ROUNDS: u32 = 3;
+/// Instances that sleep at once, in each round.
+const INSTANCES: u32 = 1000;
+/// Orphans in each round.
+const ORPHANS: u32 = 2000;
+const CHURN_SECONDS: u32 = 60;
+/// Instances of each peer that are started and stopped.
+const LIVES: u32 = 300;
 
 /// Measures all peers and prints the figures.
 pub fn run(args: &Args) -> Result<()> {
     ensure!(geteuid().is_root(), "only root can read the memory of a process that is not dumpable");
-    let plan = if args.smoke { SMOKE } else { FULL };
     let (mut peers, versions) = peer::find()?;
-    measure(&mut peers, &plan)?;
+    measure(&mut peers, if args.smoke { 50 } else { 1 })?;
     let measure_pods = |release| Pods::measure(release, &peers[UPSTREAM]);
     let pods = args.pods.map(measure_pods).transpose()?;
 
@@ -81,21 +72,22 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Measures everything but pods.
-fn measure(peers: &mut [Peer], plan: &Plan) -> Result<()> {
-    eprintln!("Starting and stopping {} instances", plan.lives * peers.len());
-    for _ in 0..plan.lives * peers.len() {
+/// Measures everything but pods, or less of it: only one in `part`.
+fn measure(peers: &mut [Peer], part: u32) -> Result<()> {
+    let lives = LIVES / part * peers.len() as u32;
+    eprintln!("Starting and stopping {lives} instances");
+    for _ in 0..lives {
         // The kernel cleans up after an instance in its own time: not always at the cost of the same
         // peer.
         let peer = fastrand::choice(&mut *peers).context("no peers")?;
         instance::measure_life(peer).context(peer.name)?;
     }
-    for round in 1..=plan.rounds {
+    for round in 1..=ROUNDS {
         for peer in &mut *peers {
             eprintln!("Memory and orphans of {}, round {round}", peer.name);
-            instance::measure_memory(peer, plan.instances).context(peer.name)?;
+            instance::measure_memory(peer, INSTANCES / part).context(peer.name)?;
             if peer.is_init() {
-                orphans::measure_reaping(peer, plan.orphans).context(peer.name)?;
+                orphans::measure_reaping(peer, ORPHANS / part).context(peer.name)?;
             }
         }
     }
@@ -103,8 +95,9 @@ fn measure(peers: &mut [Peer], plan: &Plan) -> Result<()> {
         peer.results.add(FILE, fs::metadata(&peer.program)?.len() as f64);
     }
     for peer in &mut peers[..=UPSTREAM] {
-        eprintln!("Steady orphans of {}, {} s", peer.name, plan.churn_seconds);
-        orphans::measure_churn(peer, plan.churn_seconds).context(peer.name)?;
+        let seconds = CHURN_SECONDS / part;
+        eprintln!("Steady orphans of {}, {seconds} s", peer.name);
+        orphans::measure_churn(peer, seconds).context(peer.name)?;
         let recipe = Recipe { program: Some(peer.program.clone()), ..Recipe::default() };
         let Variant { manifest, config, compressed_layer, .. } =
             &Image::build(&recipe)?.variants[0];
