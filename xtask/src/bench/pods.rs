@@ -35,7 +35,6 @@ impl Pods {
         let mut command = engines::program(&mut debian)?;
         debian.add(&archive, "/inputs/upstream")?;
         command.extend(["--cost", "/inputs/upstream", "/samples"].map(str::to_owned));
-        let command: Vec<_> = command.iter().map(String::as_str).collect();
         ensure!(debian.run(&command)?.success(), "the pods could not be measured");
         let lines = fs::read_to_string(debian.changed("/samples"))?;
         debian.wipe()?;

@@ -90,11 +90,7 @@ impl State {
         Ok(Self(state))
     }
 
-    /// Waits until the host is so again.
-    ///
-    /// # Errors
-    ///
-    /// The differences, if they stay.
+    /// Waits until the host is so again; if it does not become so, the error lists the differences.
     pub fn wait(&self) -> Result<()> {
         let mut differences = Vec::new();
         let same = wait_until("the host is as it was", || {

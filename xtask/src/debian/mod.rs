@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use harness::build::project;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::geteuid;
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -48,10 +49,6 @@ pub struct Debian {
 
 impl Debian {
     /// Makes `target/debian/NAME`, unless it is there already with just these packages.
-    ///
-    /// # Errors
-    ///
-    /// When the host is not fit for it, or `mmdebstrap` fails.
     pub fn make(name: &str, release: Release, packages: &[&str]) -> Result<Self> {
         ensure!(geteuid().is_root(), "a Debian system of its own can only be made and run by root");
         let folder = project().join("target/debian").join(name);
@@ -94,11 +91,7 @@ impl Debian {
     }
 
     /// Runs a command in the system, and checks that the host is afterwards as it was before.
-    ///
-    /// # Errors
-    ///
-    /// When the system cannot be entered, the run is interrupted, or the host is not as it was.
-    pub fn run(&self, command: &[&str]) -> Result<ExitStatus> {
+    pub fn run(&self, command: &[impl AsRef<OsStr>]) -> Result<ExitStatus> {
         let shown = self.show.iter().map(|(source, place)| format!("{}:{place}", source.display()));
         let script = self.folder.join("enter.sh");
         fs::write(&script, include_str!("enter.sh"))?;
@@ -125,10 +118,6 @@ impl Debian {
 }
 
 /// Has a script of ours make a folder, from Debian's packages: it is called with both.
-///
-/// # Errors
-///
-/// When it fails, or there is no mirror of Debian.
 pub fn make_by_script(script: &str, folder: &Path) -> Result<()> {
     let mut make = isolated();
     make.args(["--mount-proc", "--"]).arg(project().join(script)).arg(folder).arg(mirror()?);
