@@ -52,6 +52,9 @@ const SECTIONS: [(&str, &str, &[&str]); 5] = [
     ),
 ];
 
+const TARGETS: &str = "The lowest tenth of the samples counts, for what else the machine does only adds \
+    to a figure.";
+
 const SCALE: &str = "Computed from the figures above. Wake-ups and CPU time are those of pods that \
     share their PID namespace and have one orphan every 10 seconds, such as a probe that leaves a \
     process behind; in other pods PID 1 has no orphans and costs nothing with either program.";
@@ -69,7 +72,7 @@ fn table(figures: &[&str], peers: &[Peer], shown: impl Fn(&&Peer) -> bool) -> St
 
 /// The tables of all sections.
 pub fn sections(peers: &[Peer]) -> String {
-    let mut text = format!("## Targets\n\n{}\n", targets::table(peers));
+    let mut text = format!("## Targets\n\n{TARGETS}\n\n{}\n", targets::table(peers));
     for (title, note, figures) in SECTIONS {
         text += &format!("\n## {title}\n\n{note}\n\n{}\n", table(figures, peers, |_| true));
     }

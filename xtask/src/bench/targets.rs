@@ -16,8 +16,7 @@ const TARGETS: [Target; 6] = [
     (FILE, Some(UPSTREAM), 1.0 / 400.0, "what is not there needs no update and no scan"),
 ];
 
-/// What is compared with the limit of a target. What else the machine does only adds to a figure, so the
-/// lowest tenth of the samples counts.
+/// What is compared with the limit of a target, from the lowest tenth of the samples.
 fn measured(peers: &[Peer], &(figure, of, ..): &Target) -> f64 {
     let lowest = |index: usize| peers[index].results.of(figure).quantile(0.1);
     lowest(OURS) / of.map_or(1.0, lowest)
