@@ -96,7 +96,7 @@ fn measure(peers: &mut [Peer], part: u32) -> Result<()> {
     }
     for peer in &mut peers[..=UPSTREAM] {
         let seconds = CHURN_SECONDS / part;
-        eprintln!("Steady orphans of {}, {seconds} s", peer.name);
+        eprintln!("Churn of {}, {seconds} s", peer.name);
         orphans::measure_churn(peer, seconds).context(peer.name)?;
         let recipe = Recipe { program: Some(peer.program.clone()), ..Recipe::default() };
         let Variant { manifest, config, compressed_layer, .. } =

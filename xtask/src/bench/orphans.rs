@@ -17,10 +17,10 @@ use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-/// Orphans per second, where they come at a steady pace.
+/// Orphans per second of churn.
 const RATE: u32 = 200;
 
-helper!(STEADY_ORPHANS = steady_orphans);
+helper!(CHURN = churn);
 
 /// Makes orphans, as fast as it goes.
 pub fn measure_reaping(peer: &mut Peer, orphans: u32) -> Result<()> {
@@ -28,10 +28,10 @@ pub fn measure_reaping(peer: &mut Peer, orphans: u32) -> Result<()> {
     measure(peer, &ORPHANS, orphans, [WAKE_UPS, CPU, INTERRUPTIONS], per_thousand)
 }
 
-/// Makes orphans at a steady pace.
+/// Makes orphans at the pace of [`RATE`].
 pub fn measure_churn(peer: &mut Peer, seconds: u32) -> Result<()> {
     let figures = [CHURN_WAKE_UPS, CHURN_CPU, CHURN_INTERRUPTIONS];
-    measure(peer, &STEADY_ORPHANS, RATE * seconds, figures, 1.0)
+    measure(peer, &CHURN, RATE * seconds, figures, 1.0)
 }
 
 fn measure(
@@ -73,7 +73,7 @@ fn cost(pid: Pid) -> Result<[f64; 3]> {
 }
 
 /// Leaves orphans that exit at once, at the pace of [`RATE`].
-fn steady_orphans(arguments: &[OsString]) -> Result<()> {
+fn churn(arguments: &[OsString]) -> Result<()> {
     let start = Instant::now();
     for index in 0..number(arguments)? as u32 {
         let due = start + Duration::from_secs(1) * index / RATE;
