@@ -1,20 +1,19 @@
 //! `cargo xtask demo`: demonstrates a pod sandbox with the shipped binary.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use harness::build::{self, Flavor};
 use harness::helper;
 use harness::orphans;
 use harness::proc::{activity, children, resident, wait_until};
 use harness::sandbox::{Sandbox, Setup};
 use indicatif::HumanCount;
-use nix::libc;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use std::ffi::OsString;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::io::{Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Stdio};
 use std::time::Instant;
@@ -33,8 +32,8 @@ pub struct Args {
 helper!(SERVE = serve);
 helper!(FETCH = fetch_and_print);
 
-/// Where container A serves. The network namespace is new, so no port is taken.
-const ADDRESS: &str = "127.0.0.1:8080";
+/// The abstract socket that container A serves on. It belongs to the network namespace: unix(7).
+const SOCKET: &str = "greeting";
 
 /// What container A serves.
 const GREETING: &str = "Hello from container A";
@@ -50,15 +49,15 @@ pub fn run(args: &Args) -> Result<()> {
     let namespaces = namespaces(&pod)?;
     println!("             {}", namespaces.join(" "));
 
-    let container = Container::start(&pod)?;
-    println!("container A  joins the namespaces and serves on {ADDRESS}");
+    let container = start_container(&pod)?;
+    println!("container A  joins the namespaces and serves on the network's socket @{SOCKET}");
     println!("container B  joins them too and fetches {:?}", fetch(&pod)?);
 
-    container.kill()?;
-    ensure!(pod.run(&FETCH, &[]).is_err(), "somebody answers in place of container A");
+    kill_container(container)?;
+    ensure!(fetch(&pod).is_err(), "somebody answers in place of container A");
     println!("container A  is killed: nobody answers any more");
 
-    let container = Container::start(&pod)?;
+    let container = start_container(&pod)?;
     let greeting = fetch(&pod)?;
     ensure!(self::namespaces(&pod)? == namespaces, "the namespaces have changed");
     println!("container A  is back: B fetches {greeting:?}, the namespaces are the same");
@@ -69,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
         hold(&pod)?;
     }
 
-    container.kill()?;
+    kill_container(container)?;
     let start = Instant::now();
     pod.signal(Signal::SIGTERM)?;
     let (status, stderr) = pod.wait()?;
@@ -87,10 +86,9 @@ fn namespaces(pod: &Sandbox) -> Result<Vec<String>> {
 
 /// Makes orphans in the pod. None of them may remain, and PID 1 may not wake up for them.
 fn reap(pod: &Sandbox, number: u64) -> Result<()> {
-    let containers = children(pod.pid);
     let before = activity(pod.pid)?;
     pod.run(&orphans::ORPHANS, &[&number.to_string()])?;
-    wait_until("all orphans are gone", || children(pod.pid) == containers)?;
+    wait_until("all orphans are gone", || children(pod.pid).is_empty())?;
     let after = activity(pod.pid)?;
     ensure!(before == after, "PID 1 was woken: {before:?}, then {after:?}");
     println!("orphans      {} exited: 0 zombies, 0 wake-ups of PID 1", HumanCount(number));
@@ -111,34 +109,22 @@ fn hold(pod: &Sandbox) -> Result<()> {
     Ok(())
 }
 
-/// Container A: a server in the pod.
-struct Container {
-    joiner: Child,
-    process: Pid,
+/// Starts container A and waits until it serves.
+fn start_container(pod: &Sandbox) -> Result<Child> {
+    let mut joiner = pod.command(&SERVE);
+    // Ctrl-C on a terminal is for this program alone.
+    let joiner = joiner.stdin(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?;
+    wait_until("container A serves", || fetch(pod).is_ok())?;
+    Ok(joiner)
 }
 
-impl Container {
-    /// Starts it and waits until it listens.
-    fn start(pod: &Sandbox) -> Result<Self> {
-        let mut joiner = pod.command(&SERVE);
-        joiner.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-        // Ctrl-C on a terminal is for this program alone.
-        joiner.process_group(0);
-        let mut joiner = joiner.spawn()?;
-        let mut ready = String::new();
-        BufReader::new(joiner.stdout.take().context("stdout")?).read_line(&mut ready)?;
-        ensure!(ready == "ready\n", "container A does not serve");
-        let [process] = children(Pid::from_raw(joiner.id() as i32))[..] else {
-            bail!("container A has exited");
-        };
-        Ok(Self { joiner, process })
+/// Kills container A, which is the child of the process that joined the pod.
+fn kill_container(mut joiner: Child) -> Result<()> {
+    for container in children(Pid::from_raw(joiner.id() as i32)) {
+        kill(container, Signal::SIGKILL)?;
     }
-
-    fn kill(mut self) -> Result<()> {
-        kill(self.process, Signal::SIGKILL)?;
-        self.joiner.wait()?;
-        Ok(())
-    }
+    joiner.wait()?;
+    Ok(())
 }
 
 /// What container B gets from container A.
@@ -150,10 +136,7 @@ fn fetch(pod: &Sandbox) -> Result<String> {
 
 /// Serves forever.
 fn serve(_: &[OsString]) -> Result<()> {
-    bring_up_loopback()?;
-    let listener = TcpListener::bind(ADDRESS)?;
-    println!("ready");
-    for client in listener.incoming() {
+    for client in UnixListener::bind_addr(&SocketAddr::from_abstract_name(SOCKET)?)?.incoming() {
         client?.write_all(GREETING.as_bytes())?;
     }
     Ok(())
@@ -162,20 +145,8 @@ fn serve(_: &[OsString]) -> Result<()> {
 /// Prints what is served.
 fn fetch_and_print(_: &[OsString]) -> Result<()> {
     let mut text = String::new();
-    TcpStream::connect(ADDRESS)?.read_to_string(&mut text)?;
+    let address = SocketAddr::from_abstract_name(SOCKET)?;
+    UnixStream::connect_addr(&address)?.read_to_string(&mut text)?;
     print!("{text}");
-    Ok(())
-}
-
-/// Brings up `lo`, which is down in a new network namespace: netdevice(7).
-fn bring_up_loopback() -> Result<()> {
-    let socket = TcpListener::bind("0.0.0.0:0")?;
-    // SAFETY: an ifreq consists of integers and pointers, for which zero is a valid value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_name[..2].copy_from_slice(&b"lo".map(|byte| byte as libc::c_char));
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: SIOCSIFFLAGS reads an ifreq, and the pointer is to one that lives until it returns.
-    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &request) };
-    ensure!(done == 0, "cannot bring up lo: {}", std::io::Error::last_os_error());
     Ok(())
 }

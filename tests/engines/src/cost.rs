@@ -32,8 +32,12 @@ impl Samples {
         Ok(writeln!(self.file, "{}\t{}\t{figure}\t{value}", self.engine, self.program)?)
     }
 
-    fn add_time_since(&mut self, start: Instant, figure: &str) -> Result<()> {
-        self.add(figure, start.elapsed().as_secs_f64() * 1e3)
+    /// Adds how long something takes.
+    async fn time<T>(&mut self, figure: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let start = Instant::now();
+        let result = work.await?;
+        self.add(figure, start.elapsed().as_secs_f64() * 1e3)?;
+        Ok(result)
     }
 }
 
@@ -74,18 +78,11 @@ async fn change<E: Engine>(engine: &E, ours: &Image, archive: &Path, is_ours: bo
 /// Starts and stops pods, one after the other.
 async fn measure<E: Engine>(engine: &E, samples: &mut Samples) -> Result<()> {
     for _ in 0..PODS {
-        let start = Instant::now();
-        let pod = engine.start_pod("cost", Sandbox::Usual).await?;
-        samples.add_time_since(start, "start")?;
+        let pod = samples.time("start, ms", engine.start_pod("cost", Sandbox::Usual)).await?;
         let process = Process::new(engine.pid(&pod.pause).await?)?;
-        let charge = host::memory_charge(&process)?;
-        samples.add("charged", charge as f64 / 1024.0)?;
-        let start = Instant::now();
-        engine.stop_pod(&pod).await?;
-        samples.add_time_since(start, "stop")?;
-        let start = Instant::now();
-        engine.remove_pod(pod).await?;
-        samples.add_time_since(start, "remove")?;
+        samples.add("charged, KiB", host::memory_charge(&process)? as f64 / 1024.0)?;
+        samples.time("stop, ms", engine.stop_pod(&pod)).await?;
+        samples.time("remove, ms", engine.remove_pod(pod)).await?;
     }
     Ok(())
 }
@@ -96,9 +93,7 @@ async fn measure_many<E: Engine>(engine: &E, samples: &mut Samples) -> Result<()
     let pod = engine.start_pod("grace", Sandbox::Usual).await?;
     let sleep = Spec { shares_pid: false, ..Spec::new(BUSYBOX, &["sleep", "infinity"]) };
     let sleep = engine.run(&pod, "sleep", sleep).await?;
-    let start = Instant::now();
-    engine.stop(&sleep).await?;
-    samples.add_time_since(start, "stop of sleep")?;
+    samples.time("stop of `sleep infinity`, ms", engine.stop(&sleep)).await?;
 
     let mut pods: Vec<Pod> = Vec::new();
     for number in 0..MANY {
@@ -106,8 +101,12 @@ async fn measure_many<E: Engine>(engine: &E, samples: &mut Samples) -> Result<()
     }
     for pod in &pods {
         let process = Process::new(engine.pid(&pod.pause).await?)?;
-        samples.add("program", own_memory(&process)?)?;
-        samples.add("shim", own_memory(&Process::new(process.stat()?.ppid)?)?)?;
+        let [program, shim] =
+            [own_memory(&process)?, own_memory(&Process::new(process.stat()?.ppid)?)?];
+        samples.add("program, KiB", program)?;
+        samples.add("shim, KiB", shim)?;
+        samples
+            .add("program's share of program and shim, %", 100.0 * program / (program + shim))?;
     }
     engine.remove_all().await
 }

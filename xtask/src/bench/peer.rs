@@ -1,6 +1,6 @@
-//! The programs that are measured. To add one, add a row to [`find`].
+//! The programs that are measured. To add one, add a row to [`PEERS`].
 
-use super::samples::Samples;
+use super::figures::Results;
 use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor};
 use std::path::{Path, PathBuf};
@@ -13,47 +13,50 @@ pub const UPSTREAM: usize = 1;
 /// The program that only sleeps.
 pub const DO_NOTHING: usize = 2;
 
+/// Names, command lines, and what they are. Those of this project are built, others fetched.
+const PEERS: [(&str, &str, &str); 8] = [
+    ("pause", "pause", "this program"),
+    ("upstream", "upstream", "upstream's pause.c, static, with glibc as Kubernetes ships it"),
+    (
+        "do nothing",
+        "do-nothing",
+        "nine bytes of assembly that only call `pause`. It is no lower bound: it is linked to a fixed \
+         address and gives nothing back. It neither reaps nor exits",
+    ),
+    ("upstream, musl", "upstream-musl", "upstream's pause.c, static, with musl"),
+    ("pause, hosted", "pause", "this program on Rust's std and signal-hook, as a baseline"),
+    ("catatonit -P", "catatonit -P", "Podman's pause process"),
+    (
+        "tini (2 processes)",
+        "tini -- /usr/bin/sleep infinity",
+        "runs a command, as images use it: two processes",
+    ),
+    (
+        "dumb-init (2 processes)",
+        "dumb-init -- /usr/bin/sleep infinity",
+        "runs a command, as images use it: two processes",
+    ),
+];
+
 /// A program that is measured.
 pub struct Peer {
-    /// What tables and charts call it.
+    /// What tables call it.
     pub name: &'static str,
-    /// What it is, for the table of peers.
+    /// Its command line, the program by its name alone.
+    pub command: &'static str,
     pub description: &'static str,
     pub program: PathBuf,
-    pub arguments: &'static [&'static str],
-    /// Whether it is to reap orphans and to exit on SIGTERM.
-    pub is_init: bool,
     pub results: Results,
 }
 
-/// What was measured of a peer. The columns of the report name the units.
-#[derive(Default)]
-pub struct Results {
-    pub file: Samples,
-    /// Bytes that a node pulls.
-    pub pulled: Samples,
-    pub anonymous: Samples,
-    pub page_tables: Samples,
-    /// Both.
-    pub own_memory: Samples,
-    /// Both, as /proc/meminfo counts them.
-    pub growth: Samples,
-    pub resident: Samples,
-    pub wake_ups: Samples,
-    pub interruptions: Samples,
-    pub cpu: Samples,
-    pub churn_wake_ups: Samples,
-    pub churn_interruptions: Samples,
-    pub churn_cpu: Samples,
-    pub exec_to_asleep: Samples,
-    pub clone_to_gone: Samples,
-}
-
 impl Peer {
-    /// Its command line, the program by its name alone.
-    pub fn command(&self) -> String {
-        let name = self.program.file_name().unwrap_or_default().to_string_lossy();
-        [&*name].into_iter().chain(self.arguments.iter().copied()).collect::<Vec<_>>().join(" ")
+    pub fn arguments(&self) -> impl Iterator<Item = &'static str> {
+        self.command.split(' ').skip(1)
+    }
+
+    /// Whether it reaps orphans and exits on SIGTERM.
+    pub fn is_init(&self) -> bool {
+        self.name != PEERS[DO_NOTHING].0
     }
 }
 
@@ -61,61 +64,18 @@ impl Peer {
 pub fn find() -> Result<(Vec<Peer>, String)> {
     let folder = build::project().join("target/peers");
     let versions = fetch(&folder)?;
-    let sleep = &["--", "/usr/bin/sleep", "infinity"];
-    let peer = |name, description, program, arguments: &'static [_]| Peer {
-        name,
-        description,
-        program,
-        arguments,
-        is_init: true,
-        results: Results::default(),
-    };
-    let unpacked = |path: &str| folder.join(path);
-    let peers = vec![
-        peer("pause", "this program", build::build(Flavor::Freestanding)?, &[]),
-        peer(
-            "upstream",
-            "upstream's pause.c, static, with glibc as Kubernetes ships it",
-            unpacked("upstream"),
-            &[],
-        ),
-        Peer {
-            is_init: false,
-            ..peer(
-                "do nothing",
-                "nine bytes of assembly that only call `pause`. It is no lower bound: it is linked \
-                 to a fixed address and gives nothing back. It neither reaps nor exits",
-                unpacked("do-nothing"),
-                &[],
-            )
-        },
-        peer(
-            "upstream, musl",
-            "upstream's pause.c, static, with musl",
-            unpacked("upstream-musl"),
-            &[],
-        ),
-        peer(
-            "pause, hosted",
-            "this program on Rust's std and signal-hook, as a baseline",
-            build::build(Flavor::Hosted)?,
-            &[],
-        ),
-        peer("catatonit -P", "Podman's pause process", unpacked("usr/bin/catatonit"), &["-P"]),
-        peer(
-            "tini (2 processes)",
-            "runs a command, as images use it: two processes",
-            unpacked("usr/bin/tini"),
-            sleep,
-        ),
-        peer(
-            "dumb-init (2 processes)",
-            "runs a command, as images use it: two processes",
-            unpacked("usr/bin/dumb-init"),
-            sleep,
-        ),
-    ];
-    Ok((peers, versions))
+    let folders = format!("{0}:{0}/usr/bin", folder.display());
+    let peers = PEERS.map(|(name, command, description)| {
+        let program = match name {
+            "pause" => build::build(Flavor::Freestanding)?,
+            "pause, hosted" => build::build(Flavor::Hosted)?,
+            _ => {
+                which::which_in(command.split(' ').next().unwrap_or(command), Some(&folders), "/")?
+            }
+        };
+        Ok(Peer { name, command, description, program, results: Results::default() })
+    });
+    Ok((peers.into_iter().collect::<Result<_>>()?, versions))
 }
 
 /// Unpacks and compiles the peers that are not ours, unless they are there already, and returns their

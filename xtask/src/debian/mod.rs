@@ -10,6 +10,7 @@ use clap::ValueEnum;
 use harness::build::project;
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::geteuid;
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -48,10 +49,6 @@ pub struct Debian {
 
 impl Debian {
     /// Makes `target/debian/NAME`, unless it is there already with just these packages.
-    ///
-    /// # Errors
-    ///
-    /// When the host is not fit for it, or `mmdebstrap` fails.
     pub fn make(name: &str, release: Release, packages: &[&str]) -> Result<Self> {
         ensure!(geteuid().is_root(), "a Debian system of its own can only be made and run by root");
         let folder = project().join("target/debian").join(name);
@@ -100,11 +97,7 @@ impl Debian {
     }
 
     /// Runs a command in the system, and checks that the host is afterwards as it was before.
-    ///
-    /// # Errors
-    ///
-    /// When the system cannot be entered, the run is interrupted, or the host is not as it was.
-    pub fn run(&self, command: &[&str]) -> Result<ExitStatus> {
+    pub fn run(&self, command: &[impl AsRef<OsStr>]) -> Result<ExitStatus> {
         let script = self.folder.join("enter.sh");
         fs::write(&script, include_str!("enter.sh"))?;
         fs::create_dir_all(self.folder.join("run"))?;
@@ -130,10 +123,6 @@ impl Debian {
 }
 
 /// Has a script of ours make a folder, from Debian's packages: it is called with both.
-///
-/// # Errors
-///
-/// When it fails, or there is no mirror of Debian.
 pub fn make_by_script(script: &str, folder: &Path) -> Result<()> {
     let mut make = isolated();
     make.args(["--mount-proc", "--"]).arg(project().join(script)).arg(folder).arg(mirror()?);
@@ -184,11 +173,11 @@ fn isolated() -> Command {
 
 /// Waits until a command ends; a signal to this program ends it.
 fn end(command: &mut Command) -> Result<ExitStatus> {
-    // Blocked, they wait; std gives the child an empty mask.
+    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+    // Blocked, they wait; only from now on, for a child inherits the mask.
     let signals = [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
     let signals: SigSet = signals.into_iter().collect();
     signals.thread_block()?;
-    let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
     let mut interrupted = false;
     let status = loop {
         if let Some(status) = child.try_wait()? {
