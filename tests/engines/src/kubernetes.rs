@@ -1,11 +1,11 @@
 //! Kubernetes, built from Debian's source package and driven by kubectl as people do it: a kubelet
 //! decides what happens to sandboxes here. The container runtime is containerd, as in its own column.
 
-use crate::containerd::{Containerd, ctr, exit_code};
+use crate::containerd::{Containerd, ctr, exit_code, process};
 use crate::engine::{Column, Engine, Lacks, Name, Skip};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
-use crate::scenario::{Context, HELLO, Scenario, Shell, is_as_before, is_init, pauses, reaps};
+use crate::scenario::{Context, HELLO, Scenario, is_as_before, is_init, pauses, reaps};
 use crate::wait::{script, success, until};
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::build::project;
@@ -15,7 +15,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
 use std::collections::HashSet;
-use std::fs;
 use std::path::Path;
 use tokio::process::Command;
 
@@ -52,23 +51,21 @@ struct Sandbox {
 struct ShellOf(&'static str);
 
 impl Column for Kubernetes {
-    const NAME: Name = Name::Kubernetes;
-
-    async fn start(image: &Image) -> Result<Self> {
+    async fn start(_: Name, image: &Image) -> Result<Self> {
         let reason = "it is not built: run cargo xtask engines kubernetes";
-        ensure!(Path::new(PROGRAMS).exists(), Skip(reason.to_owned()));
-        let containerd = <Containerd as Engine>::start(image).await?;
+        ensure!(Path::new(PROGRAMS).exists(), Skip(reason));
+        let containerd = Containerd::start(Name::Containerd, image).await?;
         control(&["start"]).await?;
         kubelet(image, &[]).await?;
         Ok(Self { containerd })
     }
 
-    async fn version(&self) -> Result<String> {
+    async fn version(&self, _: Name) -> Result<String> {
         let version = field("node/node", ".status.nodeInfo.kubeletVersion").await?;
         Ok(version.trim_start_matches('v').to_owned())
     }
 
-    async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
+    async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
         let before = host::surroundings()?;
         match scenario {
             Scenario::Load => return self.load(context).await,
@@ -105,7 +102,7 @@ impl Column for Kubernetes {
 
     async fn end(self) -> Result<()> {
         control(&["stop"]).await?;
-        Engine::end(self.containerd).await
+        self.containerd.end().await
     }
 }
 
@@ -141,10 +138,15 @@ impl Kubernetes {
     }
 }
 
-impl Shell for ShellOf {
+impl ShellOf {
     async fn shell(&self, script: &str) -> Result<String> {
         kubectl(&["exec", self.0, "--container=shell", "--", "sh", "-c", script]).await
     }
+}
+
+/// Runs a script in the pod of the example.
+async fn in_shared_pid(script: &str) -> Result<String> {
+    ShellOf(SHARED_PID).shell(script).await
 }
 
 async fn stop(context: &Context) -> Result<()> {
@@ -173,10 +175,10 @@ async fn host_pid(context: &Context) -> Result<()> {
 
 async fn pod(context: &Context) -> Result<()> {
     let sandbox = shared_pid(context).await?;
-    is_init(&ShellOf(SHARED_PID), USER).await?;
+    is_init(&in_shared_pid, USER).await?;
     let pid = Pid::from_raw(sandbox.pid);
     let before = activity(pid)?;
-    reaps(&ShellOf(SHARED_PID)).await?;
+    reaps(&in_shared_pid).await?;
     same("what pause cost the scheduler", activity(pid)?, before)?;
     delete(&["pod", SHARED_PID]).await
 }
@@ -231,7 +233,7 @@ async fn killed(context: &Context) -> Result<()> {
     restarted(SHARED_PID, "shell").await?;
     let after = sandbox(SHARED_PID, context, USER).await?;
     ensure!(after.id != before.id, "the kubelet takes the dead sandbox for a living one");
-    is_init(&ShellOf(SHARED_PID), USER).await?;
+    is_init(&in_shared_pid, USER).await?;
     delete(&["pod", SHARED_PID]).await
 }
 
@@ -388,10 +390,4 @@ async fn sandbox(pod: &str, context: &Context, user: u32) -> Result<Sandbox> {
         }
     }
     bail!("no pause runs for the pod {pod}")
-}
-
-/// The process of a container, if it is there.
-fn process(id: &str) -> Option<i32> {
-    let tasks = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
-    fs::read_to_string(format!("{tasks}/{id}/init.pid")).ok()?.parse().ok()
 }
