@@ -163,9 +163,9 @@ impl Engine for Cli {
                 continue;
             }
             let mut build = Command::new(words[0]);
-            build.args(&words[1..]).arg(project());
+            build.args(&words[1..]);
             build.args(["--build-arg=RUST_IMAGE=localhost/toolchain", "--tag=localhost/built"]);
-            success(&mut build).await.context(*builder)?;
+            success(build.arg(project())).await.context(*builder)?;
             runs_pause(&self.inspect("localhost/built").await?)?;
             self.call(["create", "--name=built", "localhost/built"]).await?;
             self.call(["cp", "built:/pause", "/var/tmp/built"]).await?;

@@ -500,19 +500,16 @@ impl<E: Engine> Trial<'_, E> {
         });
         let pods: Vec<_> = pods.buffer_unordered(CLIENTS).try_collect().await?;
 
-        // All of them at once.
+        // All of them at once: each is the one that it was, after the last one has started.
         let pids: HashSet<_> = pods.iter().map(|(_, pause)| pause.pid).collect();
         same("the number of processes", pids.len() as u64, self.context.pods)?;
-        let checked = stream::iter(&pods).map(async |(pod, pause)| {
-            self.still_sleeps(pod, pause).await.with_context(|| pod.name.clone())
-        });
-        checked.buffer_unordered(CLIENTS).try_collect::<()>().await?;
-
-        let stopped = stream::iter(pods).map(async |(pod, _)| {
-            self.stops(&pod, STOPPED).await.with_context(|| pod.name.clone())?;
+        let ended = stream::iter(pods).map(async |(pod, pause)| {
+            let name = pod.name.clone();
+            self.still_sleeps(&pod, &pause).await.with_context(|| name.clone())?;
+            self.stops(&pod, STOPPED).await.with_context(|| name)?;
             self.engine.remove_pod(pod).await
         });
-        stopped.buffer_unordered(CLIENTS).try_collect::<()>().await?;
+        ended.buffer_unordered(CLIENTS).try_collect::<()>().await?;
         is_as_before(&before, async || surroundings(self.engine).await).await
     }
 
