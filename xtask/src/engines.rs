@@ -12,38 +12,15 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// What the engines and their scenarios need, in each release.
-const PACKAGES: &[&str] = &[
-    "apparmor",
-    "buildah",
-    "busybox-static",
-    "containerd",
-    "containernetworking-plugins",
-    "crun",
-    "dbus",
-    "docker.io",
-    "gcc",
-    "iproute2",
-    "iptables",
-    "libc6-dev",
-    "linux-image-cloud-amd64",
-    "nginx",
-    "podman",
-    "runc",
-    "runsc",
-    "skopeo",
-    "slirp4netns",
-    "systemd-sysv",
-    "udev",
-    "uidmap",
-    "umoci",
-];
+const PACKAGES: &str = "apparmor buildah busybox-static containerd containernetworking-plugins crun dbus \
+    docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx podman runc runsc skopeo \
+    slirp4netns systemd-sysv udev uidmap umoci";
 
 /// What Kubernetes needs besides.
-const KUBERNETES_PACKAGES: &[&str] = &["etcd-server"];
+const KUBERNETES_PACKAGES: &str = "etcd-server";
 
 /// What came with Docker 26 and Podman 5.
-const NEWER_PACKAGES: &[&str] =
-    &["aardvark-dns", "docker-buildx", "docker-cli", "netavark", "nftables", "passt"];
+const NEWER_PACKAGES: &str = "aardvark-dns docker-buildx docker-cli netavark nftables passt";
 
 /// The command line of `cargo xtask engines`.
 #[derive(clap::Args)]
@@ -73,7 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
     const REPORT: &str = "/report.md";
     let release = args.release.name();
     let mut debian = system(args.release)?;
-    if args.release == Release::Bookworm && !args.vm {
+    if args.release == Release::Bookworm {
         debian.show.extend(kubernetes(args)?);
     }
     let mut command = program(&mut debian)?;
@@ -115,7 +92,8 @@ pub fn run(args: &Args) -> Result<()> {
 pub fn system(release: Release) -> Result<Debian> {
     let is_bookworm = release == Release::Bookworm;
     let more = if is_bookworm { KUBERNETES_PACKAGES } else { NEWER_PACKAGES };
-    Debian::make(release.name(), release, &[PACKAGES, more].concat())
+    let packages: Vec<_> = PACKAGES.split(' ').chain(more.split(' ')).collect();
+    Debian::make(release.name(), release, &packages)
 }
 
 /// Adds the program with the scenarios and what it needs to the system, and returns its command line.
@@ -165,7 +143,7 @@ pub fn program(debian: &mut Debian) -> Result<Vec<String>> {
 fn kubernetes(args: &Args) -> Result<Option<(PathBuf, &'static str)>> {
     let folder = project().join("target/kubernetes");
     let mut names = args.filter.iter().chain(&args.require);
-    let is_asked_for = names.any(|names| names.contains("kubernetes"));
+    let is_asked_for = names.any(|it| it.contains("kubernetes") || it.contains("dockershim"));
     if is_asked_for && !folder.exists() {
         eprintln!("Building Kubernetes in {} (about 10 minutes)", folder.display());
         debian::make_by_script("tests/engines/kubernetes/build.sh", &folder)?;

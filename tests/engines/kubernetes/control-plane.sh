@@ -24,7 +24,7 @@ answers() {
   shift
   until "$@" >answer 2>&1; do
     kill -0 "$(cat "$daemon.pid")" || { cat answer; tail "$daemon.log"; exit 1; } >&2
-    sleep 0.1
+    sleep 1
   done
 }
 

@@ -3,12 +3,11 @@
 
 use crate::daemon::Daemon;
 use crate::engine::{Column, Engine, Lacks, Name, Pod, Sandbox, Skip, Spec};
-use crate::host::same;
+use crate::host::{self, same};
 use crate::images::{self, Image};
 use crate::scenario::{Context, Scenario};
 use crate::wait::{end, script, success, until};
 use anyhow::{Context as _, Result, ensure};
-use caps::{CapSet, Capability};
 use harness::build::project;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -393,7 +392,7 @@ fn configure_podman() -> Result<()> {
         [containers]\nlog_driver = 'k8s-file'\n"
         .to_owned();
     // What Podman asks for by itself is a privilege.
-    if !caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE)? {
+    if !host::has_cap_sys_resource()? {
         config += "default_ulimits = ['nofile=1024:1024', 'nproc=4096:4096']\n";
     }
     fs::create_dir_all("/etc/containers/containers.conf.d")?;

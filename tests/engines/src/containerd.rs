@@ -3,25 +3,23 @@
 
 use crate::daemon::Daemon;
 use crate::engine::{Column, Engine, Lacks, Name, Pod, Sandbox, Spec};
-use crate::host::same;
+use crate::host::{self, same};
 use crate::images::Image;
 use crate::scenario::{Context, Scenario};
 use crate::wait::{limit, script, success, until};
 use anyhow::{Context as _, Result, ensure};
-use caps::CapSet;
-use caps::Capability::CAP_SYS_RESOURCE;
 use harness::build::project;
 use k8s_cri::v1::image_service_client::ImageServiceClient;
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    self as cri, Capability, ContainerConfig, ContainerMetadata, ContainerStatusRequest,
-    CreateContainerRequest, DnsConfig, ExecSyncRequest, IdMapping, ImageSpec, ImageStatusRequest,
-    Int64Value, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListPodSandboxRequest, Mount,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxState,
-    PodSandboxStatusRequest, RemovePodSandboxRequest, RunPodSandboxRequest, SecurityProfile,
-    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
-    UserNamespace,
+    self as cri, Capability, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus,
+    ContainerStatusRequest, CreateContainerRequest, DnsConfig, ExecSyncRequest, IdMapping,
+    ImageSpec, ImageStatusRequest, Int64Value, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, SecurityProfile, StartContainerRequest, StatusRequest,
+    StopContainerRequest, StopPodSandboxRequest, UserNamespace,
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -243,11 +241,8 @@ impl Engine for Containerd {
     }
 
     async fn log(&self, container: &str) -> Result<[String; 2]> {
-        let request =
-            ContainerStatusRequest { container_id: container.to_owned(), ..Default::default() };
-        let status = self.runtime.clone().container_status(request).await?.into_inner().status;
         let mut log = [String::new(), String::new()];
-        for line in fs::read_to_string(status.context("no status")?.log_path)?.lines() {
+        for line in fs::read_to_string(self.status(container).await?.log_path)?.lines() {
             // Time, stream, whether the line is whole; then what was written.
             let mut words = line.splitn(4, ' ').skip(1);
             let stream = words.next().context("a line of the log names no stream")?;
@@ -264,7 +259,15 @@ impl Engine for Containerd {
     }
 
     async fn exit_code(&self, container: &str) -> Result<i64> {
-        exit_code(container).await
+        until("the container has ended", async || match self.status(container).await {
+            Ok(status) => {
+                let ended = status.state() == ContainerState::ContainerExited;
+                Ok(ended.then_some(status.exit_code.into()))
+            }
+            // A sandbox is no container to CRI.
+            Err(_) => exit_code(container).await.map(Some),
+        })
+        .await
     }
 }
 
@@ -308,6 +311,14 @@ impl Containerd {
             }),
             ..Default::default()
         }
+    }
+
+    /// What CRI shows of a container.
+    async fn status(&self, container: &str) -> Result<ContainerStatus> {
+        let request =
+            ContainerStatusRequest { container_id: container.to_owned(), ..Default::default() };
+        let status = self.runtime.clone().container_status(request).await?.into_inner().status;
+        status.context("no status")
     }
 
     /// What CRI shows of an image.
@@ -372,7 +383,7 @@ fn owned(words: &[&str]) -> Vec<String> {
 /// Installs the file in `deploy/` for containerd's `version`, and the network.
 fn configure(version: &str) -> Result<()> {
     // Sandboxes want to be the last to go when memory runs out, and that is a privilege.
-    let restrict = match caps::has_cap(None, CapSet::Effective, CAP_SYS_RESOURCE)? {
+    let restrict = match host::has_cap_sys_resource()? {
         true => "",
         false => "restrict_oom_score_adj = true\n",
     };

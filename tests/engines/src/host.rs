@@ -2,6 +2,7 @@
 
 use crate::wait::{success, until};
 use anyhow::{Context, Result, bail, ensure};
+use caps::{CapSet, Capability};
 use harness::proc;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -80,6 +81,11 @@ fn least_memory(process: &Process, v1: &str, v2: &str) -> Result<u64> {
         return least.with_context(|| format!("there is no number in {file}"));
     }
     bail!("it is in no control group for memory")
+}
+
+/// Whether this process may raise limits and lower OOM scores. Even root may not everywhere.
+pub fn has_cap_sys_resource() -> Result<bool> {
+    Ok(caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE)?)
 }
 
 /// The IP address of a process, whose namespace has one interface besides `lo`.

@@ -1,13 +1,14 @@
 //! Kubernetes, built from Debian's source package and driven by kubectl as people do it: a kubelet
-//! decides what happens to sandboxes here. The container runtime is containerd, as in its own column.
+//! decides what happens to sandboxes here. The container runtime is containerd or Docker, as in their
+//! own columns.
 
-use crate::containerd::{Containerd, ctr, exit_code, process};
+use crate::containerd::{ctr, exit_code, process};
 use crate::engine::{Column, Engine, Lacks, Name, Skip};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
 use crate::scenario::{Context, HELLO, Scenario, is_as_before, is_init, pauses, reaps};
 use crate::wait::{script, success, until};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use harness::build::project;
 use harness::proc::{activity, is_asleep};
 use harness::sandbox::USER;
@@ -34,9 +35,10 @@ const APPLY: &str = r##"
         -e "s#image: \(busybox\|debian\):.*#image: $4#" "$1" | kubectl apply --filename -
 "##;
 
-/// A Kubernetes of one node.
-pub struct Kubernetes {
-    containerd: Containerd,
+/// A Kubernetes of one node, with its container runtime.
+pub struct Kubernetes<R> {
+    name: Name,
+    runtime: R,
 }
 
 /// What a pod keeps as long as its sandbox is the same.
@@ -50,14 +52,21 @@ struct Sandbox {
 /// The container `shell` of a pod.
 struct ShellOf(&'static str);
 
-impl Column for Kubernetes {
-    async fn start(_: Name, image: &Image) -> Result<Self> {
+impl<R: Engine> Column for Kubernetes<R> {
+    async fn start(name: Name, image: &Image) -> Result<Self> {
         let reason = "it is not built: run cargo xtask engines kubernetes";
         ensure!(Path::new(PROGRAMS).exists(), Skip(reason));
-        let containerd = Containerd::start(Name::Containerd, image).await?;
+        let (mut runtime, mut options) = (Name::Containerd, &[][..]);
+        if name == Name::Dockershim {
+            let reason = "the kubelet lowers OOM scores, which root may not do here: use --vm";
+            ensure!(host::has_cap_sys_resource()?, Skip(reason));
+            // Kubernetes had it until 1.23.
+            (runtime, options) = (Name::Docker, &["--container-runtime=docker"]);
+        }
+        let runtime = R::start(runtime, image).await?;
         control(&["start"]).await?;
-        kubelet(image, &[]).await?;
-        Ok(Self { containerd })
+        kubelet(image, options).await?;
+        Ok(Self { name, runtime })
     }
 
     async fn version(&self, _: Name) -> Result<String> {
@@ -66,6 +75,11 @@ impl Column for Kubernetes {
     }
 
     async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
+        if self.name == Name::Dockershim
+            && ![Scenario::Load, Scenario::Pod, Scenario::Tutorial].contains(&scenario)
+        {
+            return Err(Lacks("it is tried with containerd, in the column kubernetes").into());
+        }
         let before = host::surroundings()?;
         match scenario {
             Scenario::Load => return self.load(context).await,
@@ -102,15 +116,15 @@ impl Column for Kubernetes {
 
     async fn end(self) -> Result<()> {
         control(&["stop"]).await?;
-        self.containerd.end().await
+        self.runtime.end().await
     }
 }
 
-impl Kubernetes {
+impl<R: Engine> Kubernetes<R> {
     async fn load(&self, context: &Context) -> Result<()> {
-        self.containerd.load(&context.image.archive).await?;
+        self.runtime.load(&context.image.archive).await?;
         for archive in images::helpers().await? {
-            self.containerd.load(archive).await?;
+            self.runtime.load(archive).await?;
         }
         Ok(())
     }
@@ -379,15 +393,38 @@ async fn restarted(pod: &str, name: &str) -> Result<()> {
 
 /// The sandbox of a pod, whose pause has to sleep, as `user`.
 async fn sandbox(pod: &str, context: &Context, user: u32) -> Result<Sandbox> {
+    let runtime = field("node/node", ".status.nodeInfo.containerRuntimeVersion").await?;
+    let found = match runtime.starts_with("docker:") {
+        true => docker_sandbox(pod).await?,
+        false => containerd_sandbox(pod).await?,
+    };
+    let (id, pid) = found.with_context(|| format!("no pause runs for the pod {pod}"))?;
+    host::asleep(pid, &context.binary, user).await?;
+    let address = field(&format!("pod/{pod}"), ".status.podIP").await?;
+    Ok(Sandbox { id, pid, address })
+}
+
+async fn containerd_sandbox(pod: &str) -> Result<Option<(String, i32)>> {
     let (name, kind) = ("io.kubernetes.pod.name", "io.cri-containerd.kind");
     let filter = format!(r#"labels."{name}"=={pod},labels."{kind}"==sandbox"#);
+    let ids = ctr(["containers", "list", "--quiet", &filter]).await?;
     // A dead one may still be listed.
-    for id in ctr(["containers", "list", "--quiet", &filter]).await?.lines() {
-        if let Some(pid) = process(id) {
-            host::asleep(pid, &context.binary, user).await?;
-            let address = field(&format!("pod/{pod}"), ".status.podIP").await?;
-            return Ok(Sandbox { id: id.to_owned(), pid, address });
-        }
-    }
-    bail!("no pause runs for the pod {pod}")
+    Ok(ids.lines().find_map(|id| Some((id.to_owned(), process(id)?))))
+}
+
+async fn docker(arguments: &[&str]) -> Result<String> {
+    success(Command::new("docker").args(arguments)).await
+}
+
+/// Docker lists `/pause` beside the containers of the pod.
+async fn docker_sandbox(pod: &str) -> Result<Option<(String, i32)>> {
+    let filter = format!("label=io.kubernetes.pod.name={pod}");
+    let format = "{{.ID}} {{.Command}}";
+    let list = docker(&["ps", "--filter", &filter, "--format", format]).await?;
+    let (pauses, others): (Vec<_>, Vec<_>) =
+        list.lines().partition(|line| line.ends_with(" \"/pause\""));
+    ensure!(pauses.len() == 1 && !others.is_empty(), "docker ps shows {list:?}");
+    let id = pauses[0].split(' ').next().unwrap_or_default().to_owned();
+    let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &id]).await?.parse()?;
+    Ok(Some((id, pid)))
 }

@@ -93,19 +93,24 @@ impl Debian {
         Ok(())
     }
 
+    /// What is shown, as the scripts take it: SOURCE:PLACE,...
+    fn shown(&self) -> String {
+        let shown = self.show.iter().map(|(source, place)| format!("{}:{place}", source.display()));
+        shown.collect::<Vec<_>>().join(",")
+    }
+
     /// Runs a command in the system, and checks that the host is afterwards as it was before.
     ///
     /// # Errors
     ///
     /// When the system cannot be entered, the run is interrupted, or the host is not as it was.
     pub fn run(&self, command: &[&str]) -> Result<ExitStatus> {
-        let shown = self.show.iter().map(|(source, place)| format!("{}:{place}", source.display()));
         let script = self.folder.join("enter.sh");
         fs::write(&script, include_str!("enter.sh"))?;
         fs::create_dir_all(self.folder.join("run"))?;
         let mut enter = isolated();
         enter.args(["--net", "--ipc", "--uts", "--", "sh"]).arg(script).arg(&self.folder);
-        enter.arg(host::own_cgroup()).arg(shown.collect::<Vec<_>>().join(",")).args(command);
+        enter.arg(host::own_cgroup()).arg(self.shown()).args(command);
         enter
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");

@@ -33,6 +33,19 @@ const MASKED: [&str; 10] = [
     "tmp.mount",
 ];
 
+/// Makes the disk in the folder $1, with a copy of what $2 shows.
+const MAKE: &str = r#"
+    cd "$1"
+    mkdir -p work merged
+    mount -t overlay -o lowerdir=../root,upperdir=upper,workdir=work overlay merged
+    echo "$2" | tr , '\n' | while IFS=: read -r source place; do
+        [ -n "$source" ] || continue
+        mkdir -p "merged$place"
+        mount --bind "$source" "merged$place"
+    done
+    mkfs.ext4 -q -d merged disk 12G
+"#;
+
 impl Debian {
     /// Whether virtual machines of this host run on its CPU, instead of being emulated.
     ///
@@ -62,13 +75,14 @@ impl Debian {
             symlink("/dev/null", units.join(unit))?;
         }
         let command = command.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
-        let job = format!("cd /\n{command}\necho $? > /status\nsystemctl poweroff\n");
+        let job = format!(
+            "cd /\nexport HOME=/root LANG=C.UTF-8\n{command}\necho $? > /status\nsystemctl poweroff\n"
+        );
         fs::write(self.changed("/job.sh"), job)?;
 
         let run = self.folder.join("run");
-        let make = "cd \"$0\" && mkdir -p work merged && mount -t overlay overlay merged \
-            -o lowerdir=../root,upperdir=upper,workdir=work && mkfs.ext4 -q -d merged disk 8G";
-        let status = end(isolated().args(["--", "sh", "-c", make]).arg(&run))?;
+        let status =
+            end(isolated().args(["--", "sh", "-euc", MAKE, "sh"]).arg(&run).arg(self.shown()))?;
         ensure!(status.success(), "cannot make a disk in {}: {status}", run.display());
 
         let disk = run.join("disk");
