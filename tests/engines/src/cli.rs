@@ -145,9 +145,9 @@ impl Engine for Cli {
     async fn build(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
         ensure!(self.name != Name::PodmanRootless, Lacks("root's buildah builds the same"));
         let toolchain = images::toolchain().await?;
-        let environment = images::BUILD_ENVIRONMENT;
-        let import = ["import", "--change", environment, toolchain, "localhost/toolchain"];
-        self.call(import).await?;
+        let changes = images::BUILD_ENVIRONMENT.iter().flat_map(|change| ["--change", change]);
+        let import = ["import"].into_iter().chain(changes);
+        self.call(import.chain([toolchain, "localhost/toolchain"])).await?;
 
         let builders: &[(_, &[&str])] = match self.name {
             Name::Docker => &[

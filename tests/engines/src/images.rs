@@ -22,8 +22,11 @@ pub const FOREIGN: &str = "localhost/pause:foreign";
 pub const ALL: &str = "localhost/pause:all";
 
 /// What the Dockerfile needs to find in an image to build in.
-pub const BUILD_ENVIRONMENT: &str = "ENV PATH=/usr/local/rust/bin:/usr/bin \
-    CARGO_HOME=/usr/local/cargo CARGO_NET_OFFLINE=true";
+pub const BUILD_ENVIRONMENT: [&str; 3] = [
+    "ENV PATH=/usr/local/rust/bin:/usr/bin",
+    "ENV CARGO_HOME=/usr/local/cargo",
+    "ENV CARGO_NET_OFFLINE=true",
+];
 
 /// The image that is tried.
 #[derive(clap::Args)]
