@@ -104,8 +104,7 @@ impl Engine for Containerd {
 
     async fn load(&self, archive: &Path) -> Result<()> {
         // To where CRI looks for images.
-        let archive = archive.to_string_lossy();
-        let said = ctr(["images", "import", &archive]).await?;
+        let said = ctr(["images", "import", &archive.to_string_lossy()]).await?;
         // CRI hears of it by an event.
         for name in said.split_whitespace().filter(|word| word.starts_with("localhost/")) {
             until(&format!("CRI shows {name}"), async || Ok(self.image(name).await?.map(drop)))

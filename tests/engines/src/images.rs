@@ -49,11 +49,6 @@ pub struct Image {
 }
 
 impl Image {
-    /// The version that its name ends in.
-    pub fn version(&self) -> &str {
-        self.reference.rsplit(':').next().unwrap_or_default()
-    }
-
     /// The bytes of `/pause` in it.
     pub fn binary(&self) -> Result<Vec<u8>> {
         fs::read(&self.binary).with_context(|| format!("cannot read {}", self.binary.display()))

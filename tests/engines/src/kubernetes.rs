@@ -49,9 +49,6 @@ struct Sandbox {
     address: String,
 }
 
-/// The container `shell` of a pod.
-struct ShellOf(&'static str);
-
 impl<R: Engine> Column for Kubernetes<R> {
     async fn start(name: Name, image: &Image) -> Result<Self> {
         let reason = "it is not built: run cargo xtask engines kubernetes";
@@ -152,15 +149,14 @@ impl<R: Engine> Kubernetes<R> {
     }
 }
 
-impl ShellOf {
-    async fn shell(&self, script: &str) -> Result<String> {
-        kubectl(&["exec", self.0, "--container=shell", "--", "sh", "-c", script]).await
-    }
+/// Runs a script in the container `shell` of a pod, and returns what it prints.
+async fn shell(pod: &str, script: &str) -> Result<String> {
+    kubectl(&["exec", pod, "--container=shell", "--", "sh", "-c", script]).await
 }
 
 /// Runs a script in the pod of the example.
 async fn in_shared_pid(script: &str) -> Result<String> {
-    ShellOf(SHARED_PID).shell(script).await
+    shell(SHARED_PID, script).await
 }
 
 async fn stop(context: &Context) -> Result<()> {
@@ -173,7 +169,7 @@ async fn stop(context: &Context) -> Result<()> {
 
 async fn inside(context: &Context) -> Result<()> {
     let before = shared_pid(context).await?;
-    ShellOf(SHARED_PID).shell("kill -TERM 1 && kill -INT 1").await?;
+    shell(SHARED_PID, "kill -TERM 1 && kill -INT 1").await?;
     same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
     delete(&["pod", SHARED_PID]).await
 }
@@ -215,14 +211,14 @@ async fn tutorial(context: &Context) -> Result<()> {
 
 async fn replace(context: &Context) -> Result<()> {
     let before = shared_pid(context).await?;
-    ShellOf(SHARED_PID).shell("killall -KILL nginx").await?;
+    shell(SHARED_PID, "killall -KILL nginx").await?;
     restarted(SHARED_PID, "nginx").await?;
     same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
 
     // Another image, that has the same command.
     kubectl(&["set", "image", "pod", SHARED_PID, &format!("shell={NGINX}")]).await?;
     restarted(SHARED_PID, "shell").await?;
-    ShellOf(SHARED_PID).shell("which nginx").await?;
+    shell(SHARED_PID, "which nginx").await?;
     same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
     delete(&["pod", SHARED_PID]).await
 }
@@ -231,7 +227,7 @@ async fn restart(context: &Context) -> Result<()> {
     let before = shared_pid(context).await?;
     kubelet(&context.image, &[]).await?;
     // That it does something in the pod shows that it has taken it over.
-    ShellOf(SHARED_PID).shell("killall -KILL nginx").await?;
+    shell(SHARED_PID, "killall -KILL nginx").await?;
     restarted(SHARED_PID, "nginx").await?;
     same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
     let restarts = container(SHARED_PID, "shell", ".restartCount").await?;
@@ -258,7 +254,7 @@ async fn settings(context: &Context) -> Result<()> {
     let limit = host::memory_limit(&Process::new(before.pid)?)?;
     same("the memory that the pod may use", limit, 64 << 20)?;
     // From the same user.
-    ShellOf("settings").shell("kill -TERM 1 && kill -INT 1").await?;
+    shell("settings", "kill -TERM 1 && kill -INT 1").await?;
     same("the sandbox", sandbox("settings", context, 1000).await?, before)?;
     delete(&["pod", "settings"]).await
 }

@@ -252,13 +252,14 @@ impl<E: Engine> Trial<'_, E> {
 
     async fn arguments(&self) -> Result<()> {
         let pod = self.engine.start_pod("arguments", Sandbox::Usual).await?;
-        let version = format!("pause {}\n", self.context.image.version());
+        let reference = &self.context.image.reference;
+        let version = format!("pause {}\n", reference.rsplit(':').next().unwrap_or_default());
         let unknown = "pause: unknown argument: --frobnicate\nTry pause --help.\n";
         for (name, arguments, stdout, stderr, code) in [
             ("version", ["--version"], &*version, "", 0),
             ("unknown", ["--frobnicate"], "", unknown, 64),
         ] {
-            let spec = Spec::alone(&self.context.image.reference, &arguments);
+            let spec = Spec::alone(reference, &arguments);
             let container = self.engine.run(&pod, name, spec).await?;
             same("the exit code", self.engine.exit_code(&container).await?, code)?;
             self.logged(&container, stdout, stderr).await?;
