@@ -47,7 +47,9 @@ pub struct Oci {
 impl Column for Oci {
     async fn start(name: Name, image: &Image) -> Result<Self> {
         let folder = Path::new("/var/lib/oci").join(name.to_string());
-        fs::create_dir_all(folder.join("bundles"))?;
+        for part in ["bundles", "state"] {
+            fs::create_dir_all(folder.join(part))?;
+        }
         let (facts, reference) = (name.facts(), image.reference.clone());
         Ok(Self { name, facts, reference, folder, runs: RefCell::default(), remaps: false })
     }
