@@ -1,47 +1,41 @@
-//! `cargo xtask audit`: the functions of the file that ships for x86_64, their instructions, and the
-//! system calls that they make.
+//! `cargo xtask audit`: the instructions of the file that ships for x86_64 with the names of their
+//! functions, and the system calls that they make.
 
 use anyhow::{Context, Result, ensure};
 use harness::build::build_with_symbols;
+use harness::calls;
 use harness::target::TARGETS;
-use harness::{calls, markdown};
 use iced_x86::{
     Code, Decoder, FlowControl, Formatter as _, Instruction, InstructionInfoFactory,
-    IntelFormatter, OpAccess, Register,
+    IntelFormatter, OpAccess, Register, UsedRegister,
 };
-use indicatif::HumanCount;
 use object::read::elf::ElfFile64;
 use object::{Endianness, Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::ops::Range;
-use std::path::PathBuf;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 
 /// The command line of `cargo xtask audit`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Binary for x86_64 of the same commit [default: the release binary, built now]
     file: Option<PathBuf>,
-    /// Print only the names of the system calls, for a seccomp profile
-    #[arg(long)]
-    calls: bool,
 }
 
-/// Prints the functions and the listing. Fails if there are objections.
+/// Prints the system calls and the listing.
 pub fn run(args: &Args) -> Result<()> {
-    let program = Program::read(args.file.clone())?;
-    match args.calls {
-        true => program.calls_in(0..program.code_end).iter().for_each(|name| println!("{name}")),
-        false => println!("{}", program.page()),
-    }
-    program.check()
+    println!("{}", page(args.file.as_deref())?);
+    Ok(())
 }
 
-/// The same for the documents, of the release binary.
-pub fn page() -> Result<String> {
-    let program = Program::read(None)?;
-    program.check()?;
-    Ok(program.page())
+/// The system calls and the listing of `file`, or of the release binary. Fails if anything is not as
+/// documented.
+pub fn page(file: Option<&Path>) -> Result<String> {
+    let program = Program::read(file)?;
+    let calls = program.calls()?;
+    let names = Vec::from_iter(BTreeSet::from_iter(calls.values().copied())).join(", ");
+    Ok(format!("System calls: {names}.\n\n```text{}```", program.listing(&calls)))
 }
 
 struct Program {
@@ -53,24 +47,20 @@ struct Program {
 }
 
 impl Program {
-    fn read(file: Option<PathBuf>) -> Result<Self> {
+    fn read(file: Option<&Path>) -> Result<Self> {
         let target = TARGETS.iter().find(|target| target.arch == "x86_64");
         let target = target.context("x86_64 is not a target")?;
-        let mut bytes = fs::read(target.build()?)?;
+        let shipped = target.build()?;
         let elf = fs::read(build_with_symbols(target)?)?;
         let elf = ElfFile64::<Endianness>::parse(&*elf)?;
         let text = elf.section_by_name(".text").context("there is no .text")?.data()?;
-        ensure!(text == bytes, "the build with symbols gave other code than the release binary");
-        if let Some(file) = file {
-            let given =
-                fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-            ensure!(
-                given.len() == bytes.len(),
-                "{} is not a binary for x86_64 of this commit: check out its own",
-                file.display()
-            );
-            bytes = given;
-        }
+        let is_same = text == fs::read(&shipped)?;
+        ensure!(is_same, "the build with symbols gave other code than the release binary");
+        let file = file.unwrap_or(&shipped);
+        let name = file.display();
+        let bytes = fs::read(file).with_context(|| format!("cannot read {name}"))?;
+        let is_other = bytes.len() != text.len();
+        ensure!(!is_other, "{name} is not a binary for x86_64 of this commit: check out its own");
         let (mut functions, mut code_end) = (BTreeMap::new(), 0);
         for symbol in elf.symbols() {
             if symbol.kind() == SymbolKind::Text || symbol.name() == Ok("_start") {
@@ -82,38 +72,36 @@ impl Program {
         let start = *functions.keys().next().context("there are no functions")?;
         let code = &bytes[start as usize..code_end as usize];
         let instructions = Decoder::with_ip(64, code, start, 0).into_iter();
-        let instructions =
-            instructions.map(|instruction| (instruction.ip(), instruction)).collect();
+        let instructions = instructions.map(|it| (it.ip(), it)).collect();
         Ok(Self { bytes, functions, instructions, code_end })
     }
 
-    /// Returns an error that names everything that is not as documented.
-    fn check(&self) -> Result<()> {
+    /// The system calls by the addresses of their instructions. The error names everything that is not
+    /// as documented.
+    fn calls(&self) -> Result<BTreeMap<u64, &'static str>> {
         let mut objections = Vec::new();
-        for (at, instruction) in &self.instructions {
-            // Indirect jumps and calls, and other ways into the kernel, are not followed.
-            let is_followed = match instruction.flow_control() {
-                FlowControl::Call => {
-                    [Code::Syscall, Code::Call_rel32_64].contains(&instruction.code())
-                }
-                FlowControl::Exception => instruction.code() == Code::Ud2,
-                FlowControl::Next | FlowControl::Return => true,
-                FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch => true,
-                _ => false,
-            };
-            if !is_followed {
+        let mut calls = BTreeMap::new();
+        for (&at, instruction) in &self.instructions {
+            let Some(successors) = successors(instruction) else {
                 objections.push(format!("{at:#x} is {instruction}"));
-            }
-            for next in successors(instruction) {
+                continue;
+            };
+            for next in successors {
                 if next != self.code_end && !self.instructions.contains_key(&next) {
                     objections.push(format!("{at:#x} leads into the middle of {next:#x}"));
                 }
             }
-            if instruction.code() == Code::Syscall && self.calls(*at).is_none() {
+            if instruction.code() != Code::Syscall {
+                continue;
+            }
+            if let Some(number) = self.constant(Register::RAX, at) {
+                let call = syscalls::x86_64::Sysno::new(number as usize);
+                calls.insert(at, call.map_or("unknown", |call| call.name()));
+            } else {
                 objections.push(format!("the number of the call at {at:#x} is not constant"));
             }
         }
-        let found = self.calls_in(0..self.code_end);
+        let found: BTreeSet<_> = calls.values().copied().collect();
         // Where this machine has no call named pause, the list has ppoll in its place.
         let documented: BTreeSet<_> = calls::all()
             .filter_map(|number| syscalls::Sysno::new(usize::try_from(number).ok()?))
@@ -124,86 +112,38 @@ impl Program {
             objections.push(format!("the system call {name} is {problem}"));
         }
         ensure!(objections.is_empty(), "not as documented: {}", objections.join("; "));
-        Ok(())
+        Ok(calls)
     }
 
-    /// The names of the system calls that a `syscall` instruction makes, found by following the code
-    /// backwards to where the number was set. None if there is a path on which it is not constant.
-    fn calls(&self, at: u64) -> Option<BTreeSet<&'static str>> {
-        let mut names = BTreeSet::new();
-        let mut name = |number| {
-            let call = syscalls::x86_64::Sysno::new(number as usize);
-            names.insert(call.map_or("unknown", |call| call.name()));
-        };
-        let mut seen = BTreeSet::new();
-        let mut factory = InstructionInfoFactory::new();
-        let mut unknown = vec![(Register::RAX, at)];
-        while let Some((register, at)) = unknown.pop() {
-            let before = self.before(at);
-            if before.is_empty() {
-                return None;
-            }
-            for instruction in before {
-                if !seen.insert((register, instruction.ip())) {
-                    continue;
-                }
-                let is_syscall = instruction.code() == Code::Syscall;
-                let is_call = instruction.flow_control() == FlowControl::Call;
-                let has_returned = is_call && instruction.next_ip() == at;
-                let is_written = factory.info(instruction).used_registers().iter().any(|used| {
-                    let is_read = matches!(used.access(), OpAccess::Read | OpAccess::CondRead);
-                    used.register().full_register() == register && !is_read
-                });
-                match instruction.code() {
-                    // A function that has returned has changed registers; the kernel has changed rax.
-                    _ if has_returned && (!is_syscall || register == Register::RAX) => return None,
-                    _ if !is_written => unknown.push((register, instruction.ip())),
-                    Code::Mov_r32_imm32 => name(instruction.immediate(1)),
-                    Code::Mov_rm32_r32 | Code::Mov_rm64_r64 => {
-                        let source = instruction.op1_register().full_register();
-                        unknown.push((source, instruction.ip()));
-                    }
-                    Code::Pop_r64 => match self.before(instruction.ip())[..] {
-                        [push] if push.code() == Code::Pushq_imm8 => name(push.immediate(0)),
-                        _ => return None,
-                    },
-                    _ => return None,
-                }
-            }
+    /// The constant that a register holds at `at`: the nearest instruction above that changes the register
+    /// loads it, and only from there on, or in loops that keep it, can `at` be reached.
+    fn constant(&self, register: Register, at: u64) -> Option<u64> {
+        let mut above = self.instructions.range(..at).map(|(_, it)| it);
+        let load = above.rfind(|it| changes(it, register))?;
+        let start = load.next_ip();
+        let end = self.leading_to(start..=at).map(Instruction::ip).fold(at, u64::max);
+        let keeps = |it: &Instruction| (start..=end).contains(&it.ip()) && !changes(it, register);
+        let is_kept = self.leading_to(start..=end).all(|it| it.ip() == load.ip() || keeps(it))
+            && self.functions.range(start..=end).next().is_none();
+        let before: Vec<_> = self.leading_to(load.ip()..=load.ip()).collect();
+        match (load.code(), &before[..]) {
+            _ if !is_kept => None,
+            (Code::Mov_r32_imm32, _) => Some(load.immediate(1)),
+            (Code::Mov_rm64_r64, _) => self.constant(load.op1_register(), load.ip()),
+            (Code::Pop_r64, [push]) if push.code() == Code::Pushq_imm8 => Some(push.immediate(0)),
+            _ => None,
         }
-        Some(names)
     }
 
-    /// The names of all system calls between two addresses.
-    fn calls_in(&self, range: Range<u64>) -> BTreeSet<&'static str> {
-        let instructions = self.instructions.range(range);
-        let syscalls = instructions.filter(|(_, it)| it.code() == Code::Syscall);
-        syscalls.filter_map(|(&at, _)| self.calls(at)).flatten().collect()
+    /// The instructions right after which one in a range can be executed.
+    fn leading_to(&self, range: RangeInclusive<u64>) -> impl Iterator<Item = &Instruction> {
+        self.instructions.values().filter(move |it| {
+            successors(it).is_some_and(|next| next.iter().any(|at| range.contains(at)))
+        })
     }
 
-    /// The instructions that can be executed right before the one at `at`.
-    fn before(&self, at: u64) -> Vec<&Instruction> {
-        self.instructions.values().filter(|it| successors(it).contains(&at)).collect()
-    }
-
-    /// A table of the functions, and the instructions of each.
-    fn page(&self) -> String {
-        let mut starts: Vec<_> = self.functions.iter().map(|(at, name)| (*at, &**name)).collect();
-        let headers = starts.first().map_or(0, |(at, _)| *at);
-        let end = self.bytes.len() as u64;
-        starts.push((self.code_end, ""));
-        let mut parts = vec![("ELF header and program headers".to_owned(), 0, headers)];
-        for pair in starts.windows(2) {
-            parts.push((format!("`{}`", pair[0].1), pair[0].0, pair[1].0));
-        }
-        parts.push(("text".to_owned(), self.code_end, end));
-        parts.push(("**file**".to_owned(), 0, end));
-        let rows = parts.into_iter().map(|(part, start, end)| {
-            let calls: Vec<_> = self.calls_in(start..end).into_iter().collect();
-            [part, HumanCount(end - start).to_string(), calls.join(", ")]
-        });
-        let table = markdown::table(["part", "bytes", "system calls"], rows);
-
+    /// The functions with their instructions.
+    fn listing(&self, calls: &BTreeMap<u64, &str>) -> String {
         let mut formatter = IntelFormatter::new();
         formatter.options_mut().set_hex_prefix("0x");
         formatter.options_mut().set_hex_suffix("");
@@ -216,33 +156,45 @@ impl Program {
             }
             let mut words = String::new();
             formatter.format(instruction, &mut words);
-            let note = match instruction.is_ip_rel_memory_operand() {
-                true => self.describe(instruction.ip_rel_memory_address()),
-                false => Vec::from_iter(self.calls_in(*at..at + 1)).join(", "),
+            let address = match instruction.is_ip_rel_memory_operand() {
+                true => instruction.ip_rel_memory_address(),
+                false => instruction.near_branch_target(),
             };
+            let text = self.bytes.get(address as usize..).filter(|_| address >= self.code_end);
+            let line = text.and_then(|text| text.split(|byte| b"\n\0".contains(byte)).next());
+            let line = line.map(|line| format!("{:?}", String::from_utf8_lossy(line)));
+            let name = calls.get(at).copied().or(self.functions.get(&address).map(String::as_str));
+            let note = name.or(line.as_deref()).unwrap_or_default();
             listing += format!("{at:5x}  {words:40}{note}").trim_end();
             listing += "\n";
         }
-        format!("{table}\n\n```text{listing}```")
-    }
-
-    /// The function or the line of text at an address.
-    fn describe(&self, address: u64) -> String {
-        let text = self.bytes.get(address as usize..).unwrap_or_default();
-        let line = text.split(|byte| matches!(byte, b'\n' | 0)).next().unwrap_or_default();
-        let line = || format!("{:?}", String::from_utf8_lossy(line));
-        self.functions.get(&address).cloned().unwrap_or_else(line)
+        listing
     }
 }
 
-/// Addresses that can be executed right after an instruction.
-fn successors(instruction: &Instruction) -> Vec<u64> {
+/// Whether a register can have another value after an instruction. A call of a function can change every
+/// register, a call of the kernel puts its result into rax.
+fn changes(instruction: &Instruction, register: Register) -> bool {
+    let is_written = |it: &UsedRegister| {
+        it.register().full_register() == register && it.access() != OpAccess::Read
+    };
+    let mut factory = InstructionInfoFactory::new();
+    match instruction.code() {
+        Code::Call_rel32_64 => true,
+        Code::Syscall if register == Register::RAX => true,
+        _ => factory.info(instruction).used_registers().iter().any(is_written),
+    }
+}
+
+/// Addresses that can be executed right after an instruction. None for what is not followed: indirect
+/// jumps and calls, and other ways into the kernel than `syscall`.
+fn successors(instruction: &Instruction) -> Option<Vec<u64>> {
     let (next, target) = (instruction.next_ip(), instruction.near_branch_target());
-    match instruction.flow_control() {
-        FlowControl::Next => vec![next],
-        FlowControl::Call if instruction.code() == Code::Syscall => vec![next],
-        FlowControl::Call | FlowControl::ConditionalBranch => vec![next, target],
-        FlowControl::UnconditionalBranch => vec![target],
-        _ => vec![],
+    match (instruction.flow_control(), instruction.code()) {
+        (FlowControl::Next, _) | (_, Code::Syscall) => Some(vec![next]),
+        (FlowControl::ConditionalBranch, _) | (_, Code::Call_rel32_64) => Some(vec![next, target]),
+        (FlowControl::UnconditionalBranch, _) => Some(vec![target]),
+        (FlowControl::Return, _) | (_, Code::Ud2) => Some(vec![]),
+        _ => None,
     }
 }

@@ -1,52 +1,30 @@
 //! `cargo xtask docs`: the generated tables of the documents.
 
+use crate::image::Selection;
 use crate::{audit, size};
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use harness::attacks::{ATTACKERS, ATTACKS};
-use harness::build;
-use harness::markdown::{self, Mode};
 use harness::target::TARGETS;
+use harness::{build, markdown};
 use indicatif::HumanCount;
 use std::fs;
-use std::path::PathBuf;
-
-/// The command line of `cargo xtask docs`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Write nothing, and fail if a table is out of date
-    #[arg(long)]
-    check: bool,
-}
 
 type Make = fn() -> Result<String>;
 
-/// Every table that this command makes, by the name that the documents call for it with.
-const TABLES: &[(&str, Make)] = &[
-    ("attacks", attacks),
-    ("audit", audit::page),
-    ("sizes", size::markdown),
+/// Every table that this command makes, by its document and the name that it has there.
+const TABLES: &[(&str, &str, Make)] = &[
+    ("security.md", "attacks", attacks),
+    ("audit.md", "audit", || audit::page(None)),
+    ("platforms.md", "sizes", || size::table(&Selection::default())),
     // The last, for it takes compilers for all platforms.
-    ("platforms", platforms),
+    ("platforms.md", "platforms", platforms),
 ];
 
-/// Writes or checks all tables in README.md and docs/.
-pub fn run(args: &Args) -> Result<()> {
-    let mode = if args.check { Mode::Check } else { Mode::Write };
-    let mut documents = vec![build::project().join("README.md")];
-    for entry in fs::read_dir(build::project().join("docs"))? {
-        documents.push(entry?.path());
-    }
-    documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
-    for (name, make) in TABLES {
-        let command = format!("cargo xtask docs: {name}");
-        let mark = format!("<!-- {command} -->");
-        let wants = |path: &&PathBuf| fs::read_to_string(path).is_ok_and(|it| it.contains(&mark));
-        let wanted: Vec<_> = documents.iter().filter(wants).collect();
-        ensure!(!wanted.is_empty(), "no document has the line {mark}");
-        let table = make()?;
-        for document in wanted {
-            markdown::update_section(document, &command, &table, mode)?;
-        }
+/// Updates all tables.
+pub fn run() -> Result<()> {
+    for (document, name, make) in TABLES {
+        let path = build::project().join("docs").join(document);
+        markdown::update_section(&path, &format!("cargo xtask docs: {name}"), &make()?)?;
     }
     Ok(())
 }

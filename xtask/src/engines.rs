@@ -4,7 +4,7 @@ use crate::debian::{self, Debian, Release};
 use crate::image::{self, Recipe, Selection};
 use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor, project};
-use harness::markdown::{self, Mode};
+use harness::markdown;
 use harness::target::TARGETS;
 use std::env;
 use std::fs;
@@ -81,7 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
         let section = format!("cargo xtask engines --release {release}{vm} --report");
         let content = format!("{commit}. {matrix}");
         let document = project().join("docs/engines.md");
-        markdown::update_section(&document, &section, &content, Mode::Write)?;
+        markdown::update_section(&document, &section, &content)?;
     }
     debian.wipe()?;
     ensure!(status == Some(0), "not every scenario passed");

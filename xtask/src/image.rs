@@ -6,8 +6,10 @@ use clap::builder::NonEmptyStringValueParser;
 use flate2::{Compression, GzBuilder};
 use harness::build;
 use harness::target::{TARGETS, Target};
-use serde_json::{Map, Value, json};
+use regex::Regex;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
 use std::env::consts::ARCH;
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -75,26 +77,26 @@ pub struct Image {
     pub digest: String,
     /// The commit that it is made from, if it is known.
     revision: Option<String>,
-    /// Lists the platforms, if there are several.
-    index: Option<Blob>,
     /// The image for each platform; there is at least one.
     pub variants: Vec<Variant>,
+    /// Everything that is known by its digest.
+    pub blobs: Vec<Blob>,
     /// All of it in one file.
     pub archive: Vec<u8>,
 }
 
 /// The image for one platform.
 pub struct Variant {
-    /// Name of the platform.
-    pub platform: &'static str,
     pub target: &'static Target,
     pub binary: Vec<u8>,
-    pub compressed_layer: Blob,
-    pub config: Blob,
-    pub manifest: Blob,
+    /// The compressed layer.
+    pub layer: Blob,
+    config: Blob,
+    manifest: Blob,
 }
 
 /// Something that is known by its digest.
+#[derive(Clone)]
 pub struct Blob {
     pub bytes: Vec<u8>,
     /// How other blobs refer to it.
@@ -104,9 +106,6 @@ pub struct Blob {
 /// Writes the image to a file and prints what is in it.
 pub fn run(args: &Args) -> Result<()> {
     let (image, output) = make(args)?;
-    for variant in &image.variants {
-        println!("platform    {}", variant.platform);
-    }
     println!("reference   {}", image.reference);
     println!("digest      {}", image.digest);
     println!("revision    {}", image.revision.as_deref().unwrap_or("unknown"));
@@ -127,24 +126,22 @@ impl Image {
     /// Builds the release binaries and puts them into an image.
     pub fn build(recipe: &Recipe) -> Result<Self> {
         let product = product()?;
-        let version = product["version"].as_str().context("the product has no version")?;
-        let tag = recipe.tag.clone().unwrap_or(format!("localhost/pause:{version}"));
-        let reference = reference(&tag)?;
-        let revision = recipe.revision();
-        let mut annotations = Map::new();
-        for (key, value) in [
+        let version = product["version"].as_str();
+        let default = || format!("localhost/pause:{}", version.unwrap_or_default());
+        let reference = recipe.tag.clone().unwrap_or_else(default);
+        let revision = recipe.revision.clone().or_else(head);
+        let annotations: BTreeMap<_, _> = [
             ("title", product["name"].as_str()),
             ("description", product["description"].as_str()),
-            ("version", Some(version)),
+            ("version", version),
             ("revision", revision.as_deref()),
             ("source", product["repository"].as_str()),
             ("licenses", product["license"].as_str()),
-        ] {
-            if let Some(value) = value {
-                annotations.insert(format!("org.opencontainers.image.{key}"), value.into());
-            }
-        }
-        let annotations = Value::Object(annotations);
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((format!("org.opencontainers.image.{key}"), value?)))
+        .collect();
+        let annotations = json!(annotations);
         let variants = recipe
             .selection
             .targets()?
@@ -154,7 +151,7 @@ impl Image {
 
         let manifests = variants.iter().map(|variant| {
             let mut descriptor = variant.manifest.descriptor.clone();
-            descriptor["platform"] = platform(variant.platform);
+            descriptor["platform"] = platform(variant.target);
             descriptor
         });
         // Several platforms get an index of their own, because containerd takes two manifests of the
@@ -178,10 +175,10 @@ impl Image {
         let docker = json!([{
             "Config": native.config.path(),
             "RepoTags": [reference],
-            "Layers": [native.compressed_layer.path()],
+            "Layers": [native.layer.path()],
         }]);
 
-        let mut archive = tar::Builder::new(Vec::new());
+        let mut archive = Archive::new(Vec::new());
         for (path, value) in [
             ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })),
             ("index.json", list(&[image])),
@@ -189,44 +186,26 @@ impl Image {
         ] {
             append(&mut archive, path, &text(value), 0o644, recipe.timestamp)?;
         }
-        let blobs = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.compressed_layer]);
-        for blob in index.iter().chain(blobs) {
+        let parts = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
+        let blobs: Vec<_> = index.into_iter().chain(parts.cloned()).collect();
+        for blob in &blobs {
             append(&mut archive, &blob.path(), &blob.bytes, 0o644, recipe.timestamp)?;
         }
-        Ok(Self { reference, digest, revision, index, variants, archive: archive.into_inner()? })
-    }
-
-    /// Everything that has a digest, and what it is.
-    pub fn blobs(&self) -> Vec<(String, &Vec<u8>)> {
-        let index = self.index.iter().map(|index| ("index".to_owned(), &index.bytes));
-        let parts = self.variants.iter().flat_map(|variant| {
-            let blobs = [
-                ("manifest", &variant.manifest),
-                ("config", &variant.config),
-                ("layer", &variant.compressed_layer),
-            ];
-            blobs.map(|(part, blob)| (format!("{part} for {}", variant.platform), &blob.bytes))
-        });
-        index.chain(parts).collect()
+        Ok(Self { reference, digest, revision, variants, blobs, archive: archive.into_inner()? })
     }
 }
 
-impl Recipe {
-    /// The commit that the sources are of, marked if they differ from it. None without git, or if
-    /// the project is not a repository of its own.
-    pub fn revision(&self) -> Option<String> {
-        if self.revision.is_some() {
-            return self.revision.clone();
-        }
-        let git = Command::new("git")
-            .args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"])
-            .current_dir(build::project())
-            .env("GIT_CEILING_DIRECTORIES", build::project().parent()?)
-            .output()
-            .ok()?;
-        let revision = String::from_utf8(git.stdout).ok()?;
-        git.status.success().then(|| revision.trim().to_owned())
-    }
+/// The commit that the sources are of, marked if they differ from it. None without git, or if the project
+/// is not a repository of its own.
+pub fn head() -> Option<String> {
+    let git = Command::new("git")
+        .args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"])
+        .current_dir(build::project())
+        .env("GIT_CEILING_DIRECTORIES", build::project().parent()?)
+        .output()
+        .ok()?;
+    let revision = String::from_utf8(git.stdout).ok()?;
+    git.status.success().then(|| revision.trim().to_owned())
 }
 
 impl Selection {
@@ -237,48 +216,42 @@ impl Selection {
             let rest = target.platform.strip_prefix(wanted);
             wanted == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
         };
-        for wanted in &self.platform {
+        let native = TARGETS.iter().find(|target| target.is_native());
+        let native = || vec![native.map_or(ARCH, |target| target.platform).to_owned()];
+        let wanted = if self.platform.is_empty() { native() } else { self.platform.clone() };
+        for name in &wanted {
             let known: Vec<_> = TARGETS.iter().map(|target| target.platform).collect();
             ensure!(
-                TARGETS.iter().any(|target| matches(wanted, target)),
-                "there is no platform {wanted:?}; --platform takes all, {}",
+                TARGETS.iter().any(|target| matches(name, target)),
+                "there is no platform {name:?}; --platform takes all, {}",
                 known.join(", ")
             );
         }
-        let is_wanted = |target: &&Target| match &*self.platform {
-            [] => target.is_native(),
-            some => some.iter().any(|wanted| matches(wanted, target)),
-        };
-        let targets: Vec<_> = TARGETS.iter().filter(is_wanted).collect();
-        ensure!(!targets.is_empty(), "there is no image for {ARCH}: name others by --platform");
-        Ok(targets)
+        let is_wanted = |target: &&Target| wanted.iter().any(|name| matches(name, target));
+        Ok(TARGETS.iter().filter(is_wanted).collect())
     }
 }
 
 impl Variant {
     fn build(target: &'static Target, annotations: &Value, recipe: &Recipe) -> Result<Self> {
-        let name = target.platform;
         let timestamp = recipe.timestamp;
-        let binary = match &recipe.program {
-            Some(program) => program.clone(),
-            None => target.build().with_context(|| format!("cannot build for {name}"))?,
-        };
+        let binary = recipe.program.clone().map_or_else(|| target.build(), Ok)?;
         let binary = fs::read(&binary)
             .with_context(|| format!("cannot read the binary {}", binary.display()))?;
 
-        let mut layer = tar::Builder::new(Vec::new());
-        append(&mut layer, "pause", &binary, 0o755, timestamp)?;
-        let layer = layer.into_inner()?;
+        let mut archive = Archive::new(Vec::new());
+        append(&mut archive, "pause", &binary, 0o755, timestamp)?;
+        let archive = archive.into_inner()?;
         // Zopfli compresses better. But it calculates with floating point, so that nobody could
         // promise the same bytes on every machine.
         let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
-        gzip.write_all(&layer)?;
-        let compressed_layer = Blob::new(LAYER, gzip.finish()?);
+        gzip.write_all(&archive)?;
+        let layer = Blob::new(LAYER, gzip.finish()?);
 
         let created = humantime::format_rfc3339(UNIX_EPOCH + Duration::from_secs(timestamp));
         let created = created.to_string();
         // The platform's fields are those of the configuration, too.
-        let mut config = platform(name);
+        let mut config = platform(target);
         config["created"] = json!(created);
         config["config"] = json!({
             "User": USER,
@@ -286,18 +259,18 @@ impl Variant {
             "WorkingDir": "/",
             "Labels": annotations,
         });
-        config["rootfs"] = json!({ "type": "layers", "diff_ids": [sha256(&layer)] });
+        config["rootfs"] = json!({ "type": "layers", "diff_ids": [sha256(&archive)] });
         config["history"] = json!([{ "created": created, "created_by": "cargo xtask image" }]);
         let config = Blob::json(CONFIG, config);
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": config.descriptor,
-            "layers": [compressed_layer.descriptor],
+            "layers": [layer.descriptor],
             "annotations": annotations,
         });
         let manifest = Blob::json(MANIFEST, manifest);
-        Ok(Self { platform: name, target, binary, compressed_layer, config, manifest })
+        Ok(Self { target, binary, layer, config, manifest })
     }
 }
 
@@ -336,8 +309,9 @@ fn list(manifests: &[Value]) -> Value {
 }
 
 /// The fields of a platform such as `linux/arm/v7`.
-fn platform(name: &str) -> Value {
-    let fields = ["os", "architecture", "variant"].into_iter().zip(name.split('/'));
+fn platform(target: &Target) -> Value {
+    let words = target.platform.split('/');
+    let fields = ["os", "architecture", "variant"].into_iter().zip(words);
     Value::Object(fields.map(|(key, word)| (key.to_owned(), word.into())).collect())
 }
 
@@ -352,52 +326,35 @@ pub fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)))
 }
 
+type Archive = tar::Builder<Vec<u8>>;
+
 /// Appends a file of root's to a ustar archive.
-fn append(
-    archive: &mut tar::Builder<Vec<u8>>,
-    path: &str,
-    bytes: &[u8],
-    mode: u32,
-    mtime: u64,
-) -> Result<()> {
+fn append(to: &mut Archive, path: &str, bytes: &[u8], mode: u32, mtime: u64) -> Result<()> {
     let mut header = tar::Header::new_ustar();
-    header.set_path(path)?;
     header.set_size(bytes.len() as u64);
     header.set_mode(mode);
     header.set_mtime(mtime);
     header.set_uid(0);
     header.set_gid(0);
-    header.set_cksum();
-    Ok(archive.append(&header, bytes)?)
+    Ok(to.append_data(&mut header, path, bytes)?)
 }
 
-/// Completes a reference as container engines do: `pause` is `docker.io/library/pause:latest`.
+/// Checks that a reference has a registry, a repository and a tag. Engines complete a shorter one, each
+/// in its way. The patterns of the last two are those of the OCI Distribution Specification.
 fn reference(text: &str) -> Result<String> {
-    let (name, tag) = match text.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, tag),
-        _ => (text, "latest"),
-    };
-    let is_host = |it: &str| it.contains(['.', ':']) || it == "localhost";
-    let (host, path) = match name.split_once('/') {
-        Some((host, path)) if is_host(host) => (host, path.to_owned()),
-        Some(_) => ("docker.io", name.to_owned()),
-        None => ("docker.io", format!("library/{name}")),
-    };
-    let is_word = |it: &str, punctuation: &str| {
-        let allowed = |it: char| it.is_ascii_alphanumeric() || punctuation.contains(it);
-        it.chars().all(allowed) && it.starts_with(|it: char| it.is_ascii_alphanumeric())
-    };
-    let is_component = |it: &str| is_word(it, "._-") && !it.contains(|it: char| it.is_uppercase());
-    ensure!(is_word(host, ".:-"), "{host:?} is not the name of a registry");
-    ensure!(path.split('/').all(is_component), "{path:?} is not a repository in lower case");
-    ensure!(is_word(tag, "._-") && tag.len() <= 128, "{tag:?} is not a tag");
-    Ok(format!("{host}/{path}:{tag}"))
+    const REGISTRY: &str = r"(localhost|[A-Za-z0-9-]+([.:][A-Za-z0-9-]+)+)";
+    const REPOSITORY: &str =
+        r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*";
+    const TAG: &str = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}";
+    let is_complete = Regex::new(&format!("^{REGISTRY}/{REPOSITORY}:{TAG}$"))?.is_match(text);
+    ensure!(is_complete, "it is not like registry.example/repository:tag");
+    Ok(text.to_owned())
 }
 
 /// Writes a file as a whole or not at all, and makes its folder.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let folder = path.parent().filter(|it| *it != Path::new("")).unwrap_or(Path::new("."));
     let write = || -> Result<()> {
+        let folder = path.parent().context("it is no file")?;
         fs::create_dir_all(folder)?;
         let mode = Permissions::from_mode(0o666);
         let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;

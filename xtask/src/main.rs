@@ -15,6 +15,7 @@ mod verify;
 
 use clap::{Parser, Subcommand};
 use harness::helper;
+use image::Selection;
 use std::process::ExitCode;
 
 /// Development tasks for pause.
@@ -34,17 +35,17 @@ enum Task {
     /// Demonstrate a pod sandbox, without root and without a container engine
     Demo(demo::Args),
     /// Update the generated parts of the documents
-    Docs(docs::Args),
+    Docs,
     /// Test the image with real container engines
     Engines(engines::Args),
     /// Write the image as an archive that every container engine loads
     Image(image::Args),
-    /// Try the steps of the release workflow, without publishing anything
-    Release(release::Args),
-    /// Write a bill of materials of the image, in CycloneDX
-    Sbom(sbom::Args),
+    /// Try the steps of the release workflow on this commit, without publishing anything
+    ReleaseDryRun,
+    /// Print a bill of materials of the image, in CycloneDX
+    Sbom(Selection),
     /// Check the sizes of the image against their budgets
-    Size(size::Args),
+    Size(Selection),
     /// Stress-test PID 1 with orphans, fork bombs and signals
     Stress(stress::Args),
     /// Build an image again and compare it with a given one
@@ -53,27 +54,24 @@ enum Task {
 
 fn main() -> ExitCode {
     helper::dispatch();
-    match run(Cli::parse().task) {
+    let result = match Cli::parse().task {
+        Task::Audit(args) => audit::run(&args),
+        Task::Bench(args) => bench::run(&args),
+        Task::Demo(args) => demo::run(&args),
+        Task::Docs => docs::run(),
+        Task::Engines(args) => engines::run(&args),
+        Task::Image(args) => image::run(&args),
+        Task::ReleaseDryRun => release::run(),
+        Task::Sbom(args) => sbom::run(&args),
+        Task::Size(args) => size::run(&args),
+        Task::Stress(args) => stress::run(&args),
+        Task::Verify(args) => verify::run(&args),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
-    }
-}
-
-fn run(task: Task) -> anyhow::Result<()> {
-    match task {
-        Task::Audit(args) => audit::run(&args),
-        Task::Bench(args) => bench::run(&args),
-        Task::Demo(args) => demo::run(&args),
-        Task::Docs(args) => docs::run(&args),
-        Task::Engines(args) => engines::run(&args),
-        Task::Image(args) => image::run(&args),
-        Task::Release(args) => release::run(&args),
-        Task::Sbom(args) => sbom::run(&args),
-        Task::Size(args) => size::run(&args),
-        Task::Stress(args) => stress::run(&args),
-        Task::Verify(args) => verify::run(&args),
     }
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask release --dry-run`: runs the steps of the release workflow as far as that is possible
+//! `cargo xtask release-dry-run`: runs the steps of the release workflow as far as that is possible
 //! without its network: all but those that sign and publish.
 
 use crate::debian::{Debian, Release};
@@ -9,15 +9,6 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// The command line of `cargo xtask release`.
-#[derive(clap::Args)]
-pub struct Args {
-    /// Try the release of the commit that is checked out; nothing is published. (The workflow
-    /// releases, when a tag is pushed)
-    #[arg(long, required = true)]
-    dry_run: bool,
-}
-
 /// The jobs of the workflow, in their order.
 const JOBS: [&str; 3] = ["build", "verify", "publish"];
 
@@ -25,29 +16,25 @@ const JOBS: [&str; 3] = ["build", "verify", "publish"];
 const NOT_TRIED: [&str; 2] = ["Get core for the other platforms", "Release"];
 
 /// What the workflow knows about the release.
-const VARIABLES: [(&str, &str); 2] = [
-    ("GITHUB_REF_NAME", concat!("v", env!("CARGO_PKG_VERSION"))),
-    ("GITHUB_REPOSITORY", "Example/pause"),
-];
+const VARIABLES: [&str; 2] =
+    [concat!("GITHUB_REF_NAME=v", env!("CARGO_PKG_VERSION")), "GITHUB_REPOSITORY=Example/pause"];
 
 /// Runs every step that can be run here.
-pub fn run(_: &Args) -> Result<()> {
+pub fn run() -> Result<()> {
     let folder = project().join("target/release-dry-run");
-    for job in JOBS {
-        // What an earlier run left; the programs are kept.
-        let _ = fs::remove_dir_all(folder.join(job));
-        fs::create_dir_all(folder.join(job))?;
-    }
     let workflow = fs::read_to_string(project().join(".github/workflows/release.yml"))?;
     let workflow: Value = serde_saphyr::from_str(&workflow).context("release.yml")?;
     for job in JOBS {
+        let workspace = folder.join(job);
+        // What an earlier run left; the programs are kept.
+        let _ = fs::remove_dir_all(&workspace);
+        fs::create_dir_all(&workspace)?;
         let steps = workflow["jobs"][job]["steps"].as_array();
         for step in steps.with_context(|| format!("release.yml has no job {job}"))? {
             let action = step["uses"].as_str().and_then(|it| it.split('@').next());
             let name = step["name"].as_str().or(action).context("a step has no name")?;
             println!("\n== {job}: {name}");
-            try_step(step, name, action, &folder.join(job))
-                .with_context(|| format!("{job}: {name}"))?;
+            try_step(step, name, action, &workspace).with_context(|| format!("{job}: {name}"))?;
         }
     }
     println!("\nOnly what is marked \"not tried\" is left to the workflow.");
@@ -78,8 +65,10 @@ fn try_step(step: &Value, name: &str, action: Option<&str>, workspace: &Path) ->
             if workspace.ends_with("publish") {
                 return publish(&file, workspace);
             }
-            let mut bash = Command::new("bash");
-            bash.args(["-e", "-o", "pipefail"]).arg(file).env("REGISTRY", "ghcr.io");
+            let mut bash = Command::new("env");
+            bash.args(VARIABLES)
+                .args(["REGISTRY=ghcr.io", "bash", "-e", "-o", "pipefail"])
+                .arg(file);
             bash
         }
         (Some("actions/attest"), _) | (None, Some(_)) => {
@@ -91,8 +80,7 @@ fn try_step(step: &Value, name: &str, action: Option<&str>, workspace: &Path) ->
     command
         .current_dir(workspace.join(step["working-directory"].as_str().unwrap_or(".")))
         // Kept, so that only the first run compiles everything.
-        .env("CARGO_TARGET_DIR", workspace.with_extension("target"))
-        .envs(VARIABLES);
+        .env("CARGO_TARGET_DIR", workspace.with_extension("target"));
     let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     ensure!(status.success(), "{status}");
     Ok(())
@@ -107,8 +95,7 @@ fn publish(script: &Path, workspace: &Path) -> Result<()> {
         vec![(workspace.join("dist"), "/work/dist"), (project().join("xtask/src"), "/steps")];
     debian.add(script, "/work/step.sh")?;
     let mut command = vec!["env", "REGISTRY=127.0.0.1:5000", "GITHUB_ACTOR=nobody", "TOKEN=none"];
-    let variables = VARIABLES.map(|(name, value)| format!("{name}={value}"));
-    command.extend(variables.iter().map(String::as_str));
+    command.extend(VARIABLES);
     command.extend(["bash", "/steps/release.sh", "/work/step.sh"]);
     let status = debian.run(&command)?;
     ensure!(status.success(), "{status}");

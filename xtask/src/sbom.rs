@@ -1,39 +1,22 @@
 //! `cargo xtask sbom`: a bill of materials of what ships, in CycloneDX 1.5.
 
-use crate::image::{Selection, sha256, write};
+use crate::image::{Selection, sha256};
 use anyhow::{Context, Result, bail};
 use harness::build;
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
 
-/// The command line of `cargo xtask sbom`.
-#[derive(clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    selection: Selection,
-    /// File to write [default: target/image/pause.cdx.json]
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
-}
-
-/// Builds the binaries and writes their bill of materials.
-pub fn run(args: &Args) -> Result<()> {
-    let bill = bill_of_materials(&args.selection)?;
-    let default = || build::project().join("target/image/pause.cdx.json");
-    let output = args.output.clone().unwrap_or_else(default);
-    write(&output, format!("{bill:#}\n").as_bytes())?;
-    println!("{}", output.display());
-    Ok(())
-}
-
-/// The same sources give the same bill, so it has neither a time nor a serial number.
-fn bill_of_materials(selection: &Selection) -> Result<Value> {
+/// Builds the binaries and prints their bill of materials. The same sources give the same bill, so it has
+/// neither a time nor a serial number.
+pub fn run(selection: &Selection) -> Result<()> {
     let lock = fs::read_to_string(build::project().join("Cargo.lock"))?;
     let mut components = Vec::new();
     let mut depends_on = Vec::new();
-    // Cargo marks a package that it has listed before.
-    for line in tree()?.lines().filter(|line| !line.ends_with(" (*)")) {
+    // The product, and then everything that it needs when it is built without features: a line each,
+    // with depth, name and version, and license. Cargo marks a package that it has listed before.
+    let mut tree = build::cargo("tree");
+    tree.args(["--package=pause", "--edges=normal", "--prefix=depth", "--format=|{p}|{l}"]);
+    for line in build::stdout_of(&mut tree)?.lines().filter(|line| !line.ends_with(" (*)")) {
         let [depth, package, license] = *line.split('|').collect::<Vec<_>>() else {
             bail!("cargo tree printed {line:?}");
         };
@@ -71,22 +54,16 @@ fn bill_of_materials(selection: &Selection) -> Result<Value> {
         }));
     }
     application["components"] = json!(binaries);
-    Ok(json!({
+    let bill = json!({
         "bomFormat": "CycloneDX",
         "specVersion": "1.5",
         "version": 1,
         "dependencies": [{ "ref": application["bom-ref"], "dependsOn": depends_on }],
         "metadata": { "component": application },
         "components": components,
-    }))
-}
-
-/// The product, and then everything that it needs when it is built without features: a line each, with
-/// depth, name and version, and license.
-fn tree() -> Result<String> {
-    let mut tree = build::cargo("tree");
-    tree.args(["--package=pause", "--edges=normal", "--prefix=depth", "--format=|{p}|{l}"]);
-    build::stdout_of(&mut tree)
+    });
+    println!("{bill:#}");
+    Ok(())
 }
 
 /// The checksum of a library's source.

@@ -40,7 +40,7 @@ kubelet() {
 stop() {
   local pid
   pid=$(cat "$1.pid" 2>/dev/null) || return 0
-  kill "$pid"
+  kill "$pid" || { tail "$1.log"; exit 1; } >&2
   while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
   rm "$1.pid"
 }

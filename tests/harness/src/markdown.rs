@@ -1,52 +1,27 @@
 //! Generated parts of the documents. Each stands between the line `<!-- COMMAND -->`, with the
 //! command that writes it, and the line `<!-- end -->`.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Row, Table, presets};
 use std::fs;
 use std::path::Path;
-
-/// What to do with a document whose generated part is out of date.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Mode {
-    /// Write the new content.
-    Write,
-    /// Write nothing and return an error.
-    Check,
-}
 
 /// Replaces the part of the document at `path` that `command` generates.
 ///
 /// # Errors
 ///
-/// When the document has no such part, cannot be read or written, or is out of date in
-/// [`Mode::Check`].
-pub fn update_section(path: &Path, command: &str, content: &str, mode: Mode) -> Result<()> {
-    let shown = path.display();
-    let old = fs::read_to_string(path).with_context(|| format!("cannot read {shown}"))?;
-    let new = replace_section(&old, command, content)
-        .with_context(|| format!("cannot update {shown}"))?;
-    match mode {
-        _ if old == new => Ok(()),
-        Mode::Write => fs::write(path, new).with_context(|| format!("cannot write {shown}")),
-        Mode::Check => bail!(
-            "{shown} is out of date: run `{}` and commit the result",
-            command.split(':').next().unwrap_or(command)
-        ),
-    }
-}
-
-/// Returns `document` with `content` in place of what stands between the two marks.
-pub fn replace_section(document: &str, command: &str, content: &str) -> Result<String> {
+/// When the document has no such part, or cannot be read or written.
+pub fn update_section(path: &Path, command: &str, content: &str) -> Result<()> {
     const END: &str = "<!-- end -->";
     let begin = format!("<!-- {command} -->\n");
-    let (before, rest) = document
-        .split_once(&begin)
-        .with_context(|| format!("the line {:?} is missing", begin.trim_end()))?;
-    let (_, after) = rest
-        .split_once(END)
-        .with_context(|| format!("the line {END:?} is missing after {:?}", begin.trim_end()))?;
-    Ok(format!("{before}{begin}\n{}\n\n{END}{after}", content.trim()))
+    let update = || -> Result<()> {
+        let document = fs::read_to_string(path)?;
+        let (before, rest) = document.split_once(&begin).with_context(|| format!("no {begin}"))?;
+        let (_, after) = rest.split_once(END).with_context(|| format!("no {END} after {begin}"))?;
+        fs::write(path, format!("{before}{begin}\n{}\n\n{END}{after}", content.trim()))?;
+        Ok(())
+    };
+    update().with_context(|| format!("cannot update {}", path.display()))
 }
 
 /// Formats a table; columns of numbers are aligned to the right.

@@ -13,7 +13,7 @@ mod scale;
 mod targets;
 
 use crate::debian::Release;
-use crate::image::{Image, Recipe, Variant};
+use crate::image::{Image, Recipe};
 use anyhow::{Result, ensure};
 use indicatif::ProgressBar;
 use nix::unistd::geteuid;
@@ -117,8 +117,7 @@ pub fn run(args: &Args) -> Result<()> {
 /// Measures what a node pulls for the program: manifest, configuration and layer.
 fn measure_image(peer: &mut Peer) -> Result<()> {
     let recipe = Recipe { program: Some(peer.program.clone()), ..Recipe::default() };
-    let Variant { manifest, config, compressed_layer, .. } = &Image::build(&recipe)?.variants[0];
-    let blobs = [manifest, config, compressed_layer];
-    peer.results.pulled.push(blobs.iter().map(|blob| blob.bytes.len() as f64).sum());
+    let image = Image::build(&recipe)?;
+    peer.results.pulled.push(image.blobs.iter().map(|blob| blob.bytes.len() as f64).sum());
     Ok(())
 }

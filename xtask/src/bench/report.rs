@@ -6,7 +6,7 @@ use super::scale;
 use super::targets;
 use anyhow::{Context, Result};
 use harness::build;
-use harness::markdown::{self, Mode, update_section};
+use harness::markdown::{self, update_section};
 use nix::sys::utsname::uname;
 use nix::unistd::{SysconfVar, sysconf};
 use std::env;
@@ -166,7 +166,7 @@ pub fn write(peers: &[Peer], versions: &str, sections: &str) -> Result<()> {
         .filter_map(peer)
         .map(|peer| row(peers, peer, &mut SUMMARY.iter().map(|(_, column)| column)));
     let table = markdown::table(header.collect::<Vec<_>>(), rows);
-    update_section(&build::project().join("README.md"), "cargo xtask bench", &table, Mode::Write)
+    update_section(&build::project().join("README.md"), "cargo xtask bench", &table)
 }
 
 /// Bars for the memory of each peer, on a panel of their own: it can be read on a light

@@ -20,12 +20,13 @@ TTYPath=/dev/ttyS0
 
 /// What would be in the way: engines start their daemons themselves, and a process that starts late
 /// looks like one that an engine left.
-const MASKED: [&str; 10] = [
+const MASKED: [&str; 11] = [
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
     "containerd.service",
     "docker.service",
     "docker.socket",
+    "etcd.service",
     "getty.target",
     "nginx.service",
     "serial-getty@ttyS0.service",
