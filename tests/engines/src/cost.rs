@@ -1,6 +1,6 @@
 //! Samples of what pods cost with the image that is tried and with upstream's, for `cargo xtask bench`.
 
-use crate::engine::{Engine, Pod, Sandbox, Spec};
+use crate::engine::{Engine, Name, Pod, Sandbox, Spec};
 use crate::host;
 use crate::images::{self, BUSYBOX, Image};
 use crate::wait::until;
@@ -42,10 +42,10 @@ impl Samples {
 }
 
 /// Measures on one engine, both images in turn.
-pub async fn on<E: Engine>(image: &Image, upstream: &Path, file: &Path) -> Result<()> {
-    let engine = E::start(image).await?;
+pub async fn on<E: Engine>(name: Name, image: &Image, upstream: &Path, file: &Path) -> Result<()> {
+    let engine = E::start(name, image).await?;
     let file = File::options().append(true).create(true).open(file)?;
-    let version = format!("{} {}", E::NAME, engine.version().await?);
+    let version = format!("{name} {}", name.version().await?);
     let mut samples = Samples { file, engine: version, program: "" };
     engine.load(images::helpers().await?[0]).await?;
     for round in 0..ROUNDS {

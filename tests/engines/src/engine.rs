@@ -2,6 +2,7 @@
 
 use crate::images::Image;
 use crate::scenario::{Context, Scenario};
+use crate::wait::success;
 use anyhow::Result;
 use clap::ValueEnum;
 use harness::sandbox::USER;
@@ -41,22 +42,82 @@ impl Display for Name {
     }
 }
 
+/// What sets an engine apart, besides how it is driven.
+#[derive(Clone, Copy)]
+pub struct Facts {
+    /// Debian's package of it.
+    pub package: &'static str,
+    /// The namespaces that the containers of a pod share.
+    pub shared: &'static [&'static str],
+    /// Whether its own way to stop a pod is SIGTERM first. Otherwise it is SIGKILL at once.
+    pub stops_by_sigterm: bool,
+    /// Whether it keeps what pause writes.
+    pub logs_pause: bool,
+    /// The memory limit of a hardened container, in bytes, or what keeps it from setting one. It is
+    /// the runtime's need: runc and what is in Go have to fit in before pause takes their place, with
+    /// all that control groups of version 2 count.
+    pub least_memory: Result<u64, &'static str>,
+    /// Whether a pod has a kernel of its own, so that its processes are not the host's.
+    pub own_kernel: bool,
+    /// The program whose processes it may leave behind.
+    pub may_forget: Option<&'static str>,
+    /// The user that pause is in a pod.
+    pub user: u32,
+}
+
+impl Name {
+    /// The table of what sets engines apart.
+    pub fn facts(self) -> Facts {
+        let usual = Facts {
+            package: "",
+            shared: &["pid", "net", "ipc", "uts"],
+            stops_by_sigterm: true,
+            logs_pause: true,
+            least_memory: Ok(16 << 20),
+            own_kernel: false,
+            may_forget: None,
+            user: USER,
+        };
+        // Podman passes the image's user over, and makes it the pod's root.
+        let podman = Facts { package: "podman", user: 0, ..usual };
+        let delegated = "it takes control groups of version 2 that systemd delegates to the user";
+        match self {
+            // A container has its own UTS namespace, with the same name in it.
+            Self::Docker => Facts { package: "docker.io", shared: &["pid", "net", "ipc"], ..usual },
+            Self::Containerd => Facts {
+                package: "containerd",
+                stops_by_sigterm: false,
+                logs_pause: false,
+                // Version 2.1 does, now and then.
+                may_forget: Some("containerd-shim-runc-v2"),
+                ..usual
+            },
+            Self::Podman => podman,
+            Self::PodmanRootless => Facts { least_memory: Err(delegated), ..podman },
+            Self::Runc => Facts { package: "runc", ..usual },
+            Self::Crun => Facts { package: "crun", least_memory: Ok(512 << 10), ..usual },
+            Self::Runsc => Facts { package: "runsc", own_kernel: true, ..usual },
+            Self::Kubernetes | Self::Dockershim => usual,
+        }
+    }
+
+    /// The version of Debian's package, as its authors number it.
+    pub async fn version(self) -> Result<String> {
+        let mut query = Command::new("dpkg-query");
+        query.args(["--show", "--showformat=${source:Upstream-Version}", self.facts().package]);
+        let version = success(&mut query).await?;
+        // After these, Debian says what it left out.
+        let number = version.split('+').next().and_then(|it| it.split("~ds").next());
+        Ok(number.unwrap_or_default().to_owned())
+    }
+}
+
 /// A pod: what holds it together is a container of the image that is tried.
 pub struct Pod {
     /// The name that it was started with.
     pub name: String,
-    /// What the engine calls it.
-    pub id: String,
-    /// The container that pause is.
-    pub pause: Container,
-}
-
-/// A container in a pod.
-pub struct Container {
-    /// The name that it was started with.
-    pub name: String,
-    /// What the engine calls it.
-    pub id: String,
+    /// What the engine calls the container that pause is.
+    pub pause: String,
 }
 
 /// How a pod is started.
@@ -66,8 +127,6 @@ pub enum Sandbox {
     Usual,
     /// In the PID namespace of the host.
     HostPid,
-    /// In a user namespace of its own: its users are not the host's.
-    Remapped,
 }
 
 /// What runs in a container.
@@ -84,7 +143,7 @@ pub struct Spec<'a> {
     /// A folder of the host, and where the container sees it.
     pub volume: Option<(&'a Path, &'a str)>,
     /// With as little as the engine can be told to allow: a read-only root, no capability, no new
-    /// privileges, the default seccomp profile, and [`Engine::LEAST_MEMORY`].
+    /// privileges, the default seccomp profile, and [`Facts::least_memory`].
     pub hardened: bool,
 }
 
@@ -93,85 +152,49 @@ impl<'a> Spec<'a> {
     pub const fn new(image: &'a str, arguments: &'a [&'a str]) -> Self {
         Self { image, arguments, shares_pid: true, user: None, volume: None, hardened: false }
     }
-}
 
-/// What a container wrote so far, as the engine's log has it.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Log {
-    /// The lines on stdout.
-    pub stdout: Vec<String>,
-    /// The lines on stderr.
-    pub stderr: Vec<String>,
-}
-
-impl Log {
-    /// From what came on each stream.
-    pub fn new(stdout: &[u8], stderr: &[u8]) -> Self {
-        let lines =
-            |text| String::from_utf8_lossy(text).lines().map(str::to_owned).collect::<Vec<_>>();
-        Self { stdout: lines(stdout), stderr: lines(stderr) }
+    /// A container of `image` in a PID namespace of its own.
+    pub const fn alone(image: &'a str, arguments: &'a [&'a str]) -> Self {
+        Self { shares_pid: false, ..Self::new(image, arguments) }
     }
 }
 
-/// An engine that the image is tried on. Another one is another implementation of this, in a file
-/// of its own, and a line in `main`.
-///
-/// What an engine does not have by its nature is left to the default here, or answered with
-/// [`Lacks`]. What only this machine lacks is a [`Skip`].
-pub trait Engine: Sized + 'static {
-    /// Its name.
-    const NAME: Name;
-
-    /// The namespaces that the containers of a pod share, besides the PID namespace.
-    const SHARED: &[&str] = &["net", "ipc", "uts"];
-
-    /// Whether its own way to stop a pod is SIGTERM first. Otherwise it is SIGKILL at once.
-    const STOPS_BY_SIGTERM: bool = true;
-
-    /// The memory limit of a hardened container, in bytes. It is the runtime's need: runc and what is
-    /// in Go have to fit in before pause takes their place, with all that control groups of version 2
-    /// count.
-    const LEAST_MEMORY: u64 = 16 << 20;
-
-    /// What keeps it from limiting the memory of a container.
-    const NO_MEMORY_LIMIT: Option<&str> = None;
-
-    /// Whether a pod has a kernel of its own, so that its processes are not the host's.
-    const OWN_KERNEL: bool = false;
-
-    /// The program whose processes it may leave behind.
-    const MAY_FORGET: Option<&str> = None;
-
-    /// The user that pause is in a pod: the image's.
-    const USER: u32 = USER;
-
+/// A column of the matrix: an engine, or what runs engines by itself.
+pub trait Column: Sized {
     /// Starts it.
-    async fn start(image: &Image) -> Result<Self>;
+    async fn start(name: Name, image: &Image) -> Result<Self>;
 
     /// The version, as a number.
-    async fn version(&self) -> Result<String>;
-
-    /// Why a scenario cannot pass with this release's package of it, whatever the image.
-    fn defect(&self, scenario: Scenario) -> Option<&'static str> {
-        let _ = scenario;
-        None
+    async fn version(&self, name: Name) -> Result<String> {
+        name.version().await
     }
+
+    /// Tests it for a scenario.
+    async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()>;
+
+    /// What it lists of pods: the containers and volumes.
+    async fn list(&self) -> Result<HashSet<String>>;
 
     /// Removes all pods.
     async fn remove_all(&self) -> Result<()>;
 
-    /// Stops its daemon, if it has one.
+    /// Stops its daemons, if it has any.
     async fn end(self) -> Result<()> {
         Ok(())
     }
+}
 
+/// An engine that the image is tried on, with containers by what it calls them. Another one is
+/// another implementation of this, in a file of its own, a row in [`Name::facts`], and a line in
+/// `main`.
+///
+/// What an engine does not have by its nature is left to the default here, or answered with
+/// [`Lacks`]. What only this machine lacks is a [`Skip`].
+pub trait Engine: Column {
     /// Stops the daemon, not the pods, and starts it again.
     async fn restart_daemon(&mut self) -> Result<()> {
         Err(Lacks("it has no daemon").into())
     }
-
-    /// The containers and volumes that it lists.
-    async fn list(&self) -> Result<HashSet<String>>;
 
     /// Loads an archive of an image.
     async fn load(&self, archive: &Path) -> Result<()>;
@@ -189,16 +212,10 @@ pub trait Engine: Sized + 'static {
     async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod>;
 
     /// Gets ready to start pods in user namespaces of their own, or to do so no more.
-    async fn remap(&mut self, on: bool) -> Result<()> {
-        let _ = on;
-        Err(Lacks("it has no user namespaces for pods").into())
-    }
+    async fn remap(&mut self, on: bool) -> Result<()>;
 
     /// Whether the engine believes that the pod lives.
     async fn is_up(&self, pod: &Pod) -> Result<bool>;
-
-    /// The pod's IP address. None where it has none.
-    async fn address(&self, pod: &Pod) -> Result<Option<String>>;
 
     /// A command that runs where the addresses of pods can be reached.
     fn on_host(&self, program: &str) -> Command {
@@ -220,116 +237,46 @@ pub trait Engine: Sized + 'static {
     /// Removes the pod and the containers in it, whether they run or not.
     async fn remove_pod(&self, pod: Pod) -> Result<()>;
 
-    /// Starts a container in a pod.
-    async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<Container>;
+    /// Starts a container in a pod, and returns what the engine calls it.
+    async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<String>;
 
     /// The process of a container, as the host numbers it; an error when it does not run.
-    async fn pid(&self, container: &Container) -> Result<i32>;
+    async fn pid(&self, container: &str) -> Result<i32>;
 
     /// Runs a command in a container and returns what it prints, without the last line break.
-    async fn exec(&self, container: &Container, command: &[&str]) -> Result<String>;
+    async fn exec(&self, container: &str, command: &[&str]) -> Result<String>;
 
-    /// What a container wrote. None where the engine keeps no log of it.
-    async fn log(&self, container: &Container) -> Result<Option<Log>>;
+    /// What a container wrote so far, on stdout and on stderr.
+    async fn log(&self, container: &str) -> Result<[String; 2]>;
 
     /// Stops a container as the engine itself does: SIGTERM first.
-    async fn stop(&self, container: &Container) -> Result<()>;
+    async fn stop(&self, container: &str) -> Result<()>;
 
     /// Waits until a container has ended, and returns its exit code. Works once after each start.
-    async fn exit_code(&self, container: &Container) -> Result<i64>;
-
-    /// Removes a container, whether it runs or not.
-    async fn remove(&self, container: Container) -> Result<()>;
+    async fn exit_code(&self, container: &str) -> Result<i64>;
 
     /// Starts a container again that has ended. By default another one takes its place, as a
     /// kubelet does it.
-    async fn restart(&self, pod: &Pod, container: Container, spec: Spec<'_>) -> Result<Container> {
-        let name = container.name.clone();
-        self.remove(container).await?;
-        self.run(pod, &name, spec).await
+    async fn restart(&self, pod: &Pod, _container: &str, spec: Spec<'_>) -> Result<String> {
+        self.run(pod, "another", spec).await
     }
 }
 
-/// A column of the matrix: an engine, or what runs engines by itself.
-pub trait Column: Sized {
-    /// Its name.
-    const NAME: Name;
-
-    /// [`Engine::MAY_FORGET`]
-    const MAY_FORGET: Option<&str> = None;
-
-    /// Starts it.
-    async fn start(image: &Image) -> Result<Self>;
-
-    /// The version, as a number.
-    async fn version(&self) -> Result<String>;
-
-    /// Tries it for a scenario.
-    async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()>;
-
-    /// What it lists of pods.
-    async fn list(&self) -> Result<HashSet<String>>;
-
-    /// Removes all pods.
-    async fn remove_all(&self) -> Result<()>;
-
-    /// Stops its daemons, if it has any.
-    async fn end(self) -> Result<()>;
-}
-
-impl<E: Engine> Column for E {
-    const NAME: Name = <E as Engine>::NAME;
-
-    const MAY_FORGET: Option<&str> = <E as Engine>::MAY_FORGET;
-
-    async fn start(image: &Image) -> Result<Self> {
-        <E as Engine>::start(image).await
-    }
-
-    async fn version(&self) -> Result<String> {
-        Engine::version(self).await
-    }
-
-    async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
-        match self.defect(scenario) {
-            Some(reason) => Err(Lacks(reason).into()),
-            None => scenario.run(self, context).await,
-        }
-    }
-
-    async fn list(&self) -> Result<HashSet<String>> {
-        Engine::list(self).await
-    }
-
-    async fn remove_all(&self) -> Result<()> {
-        Engine::remove_all(self).await
-    }
-
-    async fn end(self) -> Result<()> {
-        Engine::end(self).await
-    }
-}
-
-/// The error that says that something cannot be tried on this machine, and why.
+/// The error that says why something is not tried.
 #[derive(Debug)]
-pub struct Skip(pub String);
+pub enum Untried {
+    /// This machine cannot do it.
+    Skip(&'static str),
+    /// The engine does not have it on any machine.
+    Lacks(&'static str),
+}
+pub use Untried::{Lacks, Skip};
 
-/// The error that says that an engine does not have something on any machine.
-#[derive(Debug)]
-pub struct Lacks(pub &'static str);
-
-impl Display for Skip {
+impl Display for Untried {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        f.pad(&self.0)
+        let (Skip(reason) | Lacks(reason)) = self;
+        f.pad(reason)
     }
 }
 
-impl Display for Lacks {
-    fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        f.pad(self.0)
-    }
-}
-
-impl Error for Skip {}
-
-impl Error for Lacks {}
+impl Error for Untried {}

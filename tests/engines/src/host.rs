@@ -1,7 +1,8 @@
 //! What /proc and /sys tell of processes, whichever container they are in.
 
-use crate::wait::until;
+use crate::wait::{success, until};
 use anyhow::{Context, Result, bail, ensure};
+use caps::{CapSet, Capability};
 use harness::proc;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -10,7 +11,8 @@ use procfs::process::{Process, all_processes};
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use tokio::process::Command;
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
@@ -38,13 +40,11 @@ pub async fn asleep(pid: i32, binary: &[u8], user: u32) -> Result<Process> {
 /// What a user or a group of the user namespace that process `pid` lives in is on the host.
 fn on_host(pid: i32, map: &str, id: u32) -> Result<u32> {
     let text = fs::read_to_string(format!("/proc/{pid}/{map}"))?;
-    // Where a range begins inside, where outside, and how long it is.
-    let ranges = text.lines().map(|line| line.split_whitespace().map(|number| number.parse()));
-    for range in ranges {
-        if let [inside, outside, length] = range.collect::<Result<Vec<u32>, _>>()?[..]
-            && (inside..=inside.saturating_add(length - 1)).contains(&id)
-        {
-            return Ok(outside + (id - inside));
+    for line in text.lines() {
+        // Where a range begins inside, where outside, and how long it is.
+        let range: Vec<u32> = line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?;
+        if range[0] <= id && id - range[0] < range[2] {
+            return Ok(range[1] + (id - range[0]));
         }
     }
     bail!("{id} is nobody in {map}: {text}")
@@ -85,20 +85,21 @@ fn least_memory(process: &Process, v1: &str, v2: &str) -> Result<u64> {
 
 /// Whether this process may raise limits and lower OOM scores. Even root may not everywhere.
 pub fn has_cap_sys_resource() -> Result<bool> {
-    const CAP_SYS_RESOURCE: u64 = 1 << 24;
-    Ok(Process::myself()?.status()?.capeff & CAP_SYS_RESOURCE != 0)
+    Ok(caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE)?)
 }
 
-/// The namespaces of `kinds` (`net`, `ipc`, ...) that `process` lives in, by their numbers.
-pub fn namespaces(process: &Process, kinds: &[&str]) -> Result<Vec<u64>> {
-    let namespaces = process.namespaces()?.0;
-    kinds
-        .iter()
-        .map(|kind| {
-            let namespace = namespaces.iter().find(|(name, _)| name.as_os_str() == *kind);
-            Ok(namespace.with_context(|| format!("no namespace of kind {kind}"))?.1.identifier)
-        })
-        .collect()
+/// The IP address of a process, whose namespace has one interface besides `lo`.
+pub async fn address(process: &Process) -> Result<String> {
+    let mut show = Command::new("nsenter");
+    show.args(["--target", &process.pid.to_string(), "--net", "hostname", "--all-ip-addresses"]);
+    let addresses = success(&mut show).await?;
+    Ok(addresses.split(' ').next().unwrap_or_default().to_owned())
+}
+
+/// The namespaces of `kinds` (`net`, `ipc`, ...) that `process` lives in, by their names.
+pub fn namespaces(process: &Process, kinds: &[&str]) -> Result<Vec<PathBuf>> {
+    let folder = Path::new("/proc").join(process.pid.to_string()).join("ns");
+    kinds.iter().map(|kind| Ok(fs::read_link(folder.join(kind))?)).collect()
 }
 
 /// Everything on this machine that comes and goes with a pod: processes, mounts, network interfaces,
@@ -107,15 +108,9 @@ pub fn surroundings() -> Result<HashSet<String>> {
     let mut found = HashSet::new();
     for process in all_processes()?.flatten() {
         // A thread of the kernel has no command line.
-        let is_program = process.cmdline().is_ok_and(|words| !words.is_empty());
-        if let Ok(stat) = process.stat()
-            && is_program
-        {
-            found.insert(format!(
-                "process {} {:?}",
-                stat.pid,
-                process.cmdline().unwrap_or_default()
-            ));
+        let words = process.cmdline().unwrap_or_default();
+        if !words.is_empty() {
+            found.insert(format!("process {} {words:?}", process.pid));
         }
     }
     let mounts = Process::myself()?.mountinfo()?;

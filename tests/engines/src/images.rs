@@ -42,57 +42,43 @@ pub struct Image {
     binary: PathBuf,
     /// Archive of the image for another architecture, named pause:foreign
     #[arg(long, value_name = "FILE")]
-    foreign: Option<PathBuf>,
+    pub foreign: Option<PathBuf>,
     /// Archive of the image for several platforms, named pause:all
     #[arg(long, value_name = "FILE")]
-    all: Option<PathBuf>,
+    pub all: Option<PathBuf>,
 }
 
 impl Image {
-    /// The version that its name ends in.
-    pub fn version(&self) -> &str {
-        self.reference.rsplit(':').next().unwrap_or_default()
-    }
-
     /// The bytes of `/pause` in it.
     pub fn binary(&self) -> Result<Vec<u8>> {
         fs::read(&self.binary).with_context(|| format!("cannot read {}", self.binary.display()))
     }
-
-    /// The archive of [`FOREIGN`].
-    pub fn foreign(&self) -> Result<&Path> {
-        archive(&self.foreign)
-    }
-
-    /// The archive of [`ALL`].
-    pub fn all(&self) -> Result<&Path> {
-        archive(&self.all)
-    }
 }
 
-fn archive(archive: &Option<PathBuf>) -> Result<&Path> {
+/// An archive for other architectures, if it could be built.
+pub fn built(archive: &Option<PathBuf>) -> Result<&Path> {
     let reason = "there is no core to build it with: rustup target add, or PAUSE_FOREIGN_RUSTC";
-    archive.as_deref().ok_or_else(|| Skip(reason.to_owned()).into())
+    archive.as_deref().ok_or_else(|| Skip(reason).into())
 }
 
-/// The archives of [`BUSYBOX`] and [`NGINX`], which are made for the first engine.
+/// The archives of [`BUSYBOX`] and [`NGINX`].
 pub async fn helpers() -> Result<[&'static Path; 2]> {
-    const FOLDER: &str = "/var/tmp/helpers";
-    if !Path::new(FOLDER).exists() {
-        let script = project().join("tests/engines/helper-images.sh");
-        success(Command::new("sh").arg(script).arg(FOLDER)).await?;
-    }
+    make("helper-images.sh", "/var/tmp/helpers").await?;
     Ok(["/var/tmp/helpers/busybox.tar", "/var/tmp/helpers/nginx.tar"].map(Path::new))
 }
 
 /// Packs the root of an image to build in, from the Rust toolchain that is shown to this system, so
 /// that the Dockerfile can be tried without a registry.
 pub async fn toolchain() -> Result<&'static str> {
-    const ARCHIVE: &str = "/var/tmp/toolchain.tar";
-    ensure!(Path::new("/rust").exists(), Skip("this system has no Rust toolchain".to_owned()));
-    if !Path::new(ARCHIVE).exists() {
-        let script = project().join("tests/engines/toolchain-image.sh");
-        success(Command::new("sh").arg(script).arg(ARCHIVE)).await?;
+    ensure!(Path::new("/rust").exists(), Skip("this system has no Rust toolchain"));
+    make("toolchain-image.sh", "/var/tmp/toolchain.tar").await
+}
+
+/// Runs a script for the first engine that needs what it makes.
+async fn make(script: &str, output: &'static str) -> Result<&'static str> {
+    if !Path::new(output).exists() {
+        let script = project().join("tests/engines").join(script);
+        success(Command::new("sh").arg(script).arg(output)).await?;
     }
-    Ok(ARCHIVE)
+    Ok(output)
 }

@@ -2,12 +2,11 @@
 //! decides what happens to sandboxes here. The container runtime is containerd or Docker, as in their
 //! own columns.
 
-use crate::containerd::{Containerd, ctr, exit_code};
-use crate::docker::{Docker, docker};
+use crate::containerd::{ctr, exit_code, process};
 use crate::engine::{Column, Engine, Lacks, Name, Skip};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
-use crate::scenario::{Context, HELLO, Scenario, Shell, is_as_before, is_init, pauses, reaps};
+use crate::scenario::{Context, HELLO, Scenario, is_as_before, is_init, pauses, reaps};
 use crate::wait::{script, success, until};
 use anyhow::{Context as _, Result, ensure};
 use harness::build::project;
@@ -17,7 +16,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
 use std::collections::HashSet;
-use std::fs;
 use std::path::Path;
 use tokio::process::Command;
 
@@ -37,35 +35,10 @@ const APPLY: &str = r##"
         -e "s#image: \(busybox\|debian\):.*#image: $4#" "$1" | kubectl apply --filename -
 "##;
 
-/// A Kubernetes of one node.
+/// A Kubernetes of one node, with its container runtime.
 pub struct Kubernetes<R> {
+    name: Name,
     runtime: R,
-}
-
-/// A container runtime of a kubelet.
-pub trait Runtime: Engine {
-    /// The column of a Kubernetes with it.
-    const COLUMN: Name;
-
-    /// The kubelet's options for it.
-    const OPTIONS: &[&str] = &[];
-
-    /// The scenarios that are tried with it, if those are not all.
-    const SCENARIOS: Option<&[Scenario]> = None;
-}
-
-impl Runtime for Containerd {
-    const COLUMN: Name = Name::Kubernetes;
-}
-
-/// By the kubelet's dockershim, which Kubernetes had until 1.23.
-impl Runtime for Docker {
-    const COLUMN: Name = Name::Dockershim;
-
-    const OPTIONS: &[&str] = &["--container-runtime=docker"];
-
-    const SCENARIOS: Option<&[Scenario]> =
-        Some(&[Scenario::Load, Scenario::Pod, Scenario::Tutorial]);
 }
 
 /// What a pod keeps as long as its sandbox is the same.
@@ -76,32 +49,32 @@ struct Sandbox {
     address: String,
 }
 
-/// The container `shell` of a pod.
-struct ShellOf(&'static str);
-
-impl<R: Runtime> Column for Kubernetes<R> {
-    const NAME: Name = R::COLUMN;
-
-    async fn start(image: &Image) -> Result<Self> {
+impl<R: Engine> Column for Kubernetes<R> {
+    async fn start(name: Name, image: &Image) -> Result<Self> {
         let reason = "it is not built: run cargo xtask engines kubernetes";
-        ensure!(Path::new(PROGRAMS).exists(), Skip(reason.to_owned()));
-        if R::COLUMN == Name::Dockershim {
+        ensure!(Path::new(PROGRAMS).exists(), Skip(reason));
+        let (mut runtime, mut options) = (Name::Containerd, &[][..]);
+        if name == Name::Dockershim {
             let reason = "the kubelet lowers OOM scores, which root may not do here: use --vm";
-            ensure!(host::has_cap_sys_resource()?, Skip(reason.to_owned()));
+            ensure!(host::has_cap_sys_resource()?, Skip(reason));
+            // Kubernetes had it until 1.23.
+            (runtime, options) = (Name::Docker, &["--container-runtime=docker"]);
         }
-        let runtime = <R as Engine>::start(image).await?;
+        let runtime = R::start(runtime, image).await?;
         control(&["start"]).await?;
-        kubelet(image, R::OPTIONS).await?;
-        Ok(Self { runtime })
+        kubelet(image, options).await?;
+        Ok(Self { name, runtime })
     }
 
-    async fn version(&self) -> Result<String> {
+    async fn version(&self, _: Name) -> Result<String> {
         let version = field("node/node", ".status.nodeInfo.kubeletVersion").await?;
         Ok(version.trim_start_matches('v').to_owned())
     }
 
-    async fn run(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
-        if R::SCENARIOS.is_some_and(|scenarios| !scenarios.contains(&scenario)) {
+    async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
+        if self.name == Name::Dockershim
+            && ![Scenario::Load, Scenario::Pod, Scenario::Tutorial].contains(&scenario)
+        {
             return Err(Lacks("it is tried with containerd, in the column kubernetes").into());
         }
         let before = host::surroundings()?;
@@ -140,11 +113,11 @@ impl<R: Runtime> Column for Kubernetes<R> {
 
     async fn end(self) -> Result<()> {
         control(&["stop"]).await?;
-        Engine::end(self.runtime).await
+        self.runtime.end().await
     }
 }
 
-impl<R: Runtime> Kubernetes<R> {
+impl<R: Engine> Kubernetes<R> {
     async fn load(&self, context: &Context) -> Result<()> {
         self.runtime.load(&context.image.archive).await?;
         for archive in images::helpers().await? {
@@ -176,10 +149,14 @@ impl<R: Runtime> Kubernetes<R> {
     }
 }
 
-impl Shell for ShellOf {
-    async fn shell(&self, script: &str) -> Result<String> {
-        kubectl(&["exec", self.0, "--container=shell", "--", "sh", "-c", script]).await
-    }
+/// Runs a script in the container `shell` of a pod, and returns what it prints.
+async fn shell(pod: &str, script: &str) -> Result<String> {
+    kubectl(&["exec", pod, "--container=shell", "--", "sh", "-c", script]).await
+}
+
+/// Runs a script in the pod of the example.
+async fn in_shared_pid(script: &str) -> Result<String> {
+    shell(SHARED_PID, script).await
 }
 
 async fn stop(context: &Context) -> Result<()> {
@@ -192,7 +169,7 @@ async fn stop(context: &Context) -> Result<()> {
 
 async fn inside(context: &Context) -> Result<()> {
     let before = shared_pid(context).await?;
-    ShellOf(SHARED_PID).shell("kill -TERM 1 && kill -INT 1").await?;
+    shell(SHARED_PID, "kill -TERM 1 && kill -INT 1").await?;
     same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
     delete(&["pod", SHARED_PID]).await
 }
@@ -208,10 +185,10 @@ async fn host_pid(context: &Context) -> Result<()> {
 
 async fn pod(context: &Context) -> Result<()> {
     let sandbox = shared_pid(context).await?;
-    is_init(&ShellOf(SHARED_PID), USER).await?;
+    is_init(&in_shared_pid, USER).await?;
     let pid = Pid::from_raw(sandbox.pid);
     let before = activity(pid)?;
-    reaps(&ShellOf(SHARED_PID)).await?;
+    reaps(&in_shared_pid).await?;
     same("what pause cost the scheduler", activity(pid)?, before)?;
     delete(&["pod", SHARED_PID]).await
 }
@@ -234,14 +211,14 @@ async fn tutorial(context: &Context) -> Result<()> {
 
 async fn replace(context: &Context) -> Result<()> {
     let before = shared_pid(context).await?;
-    ShellOf(SHARED_PID).shell("killall -KILL nginx").await?;
+    shell(SHARED_PID, "killall -KILL nginx").await?;
     restarted(SHARED_PID, "nginx").await?;
     same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
 
     // Another image, that has the same command.
     kubectl(&["set", "image", "pod", SHARED_PID, &format!("shell={NGINX}")]).await?;
     restarted(SHARED_PID, "shell").await?;
-    ShellOf(SHARED_PID).shell("which nginx").await?;
+    shell(SHARED_PID, "which nginx").await?;
     same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
     delete(&["pod", SHARED_PID]).await
 }
@@ -250,7 +227,7 @@ async fn restart(context: &Context) -> Result<()> {
     let before = shared_pid(context).await?;
     kubelet(&context.image, &[]).await?;
     // That it does something in the pod shows that it has taken it over.
-    ShellOf(SHARED_PID).shell("killall -KILL nginx").await?;
+    shell(SHARED_PID, "killall -KILL nginx").await?;
     restarted(SHARED_PID, "nginx").await?;
     same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
     let restarts = container(SHARED_PID, "shell", ".restartCount").await?;
@@ -266,7 +243,7 @@ async fn killed(context: &Context) -> Result<()> {
     restarted(SHARED_PID, "shell").await?;
     let after = sandbox(SHARED_PID, context, USER).await?;
     ensure!(after.id != before.id, "the kubelet takes the dead sandbox for a living one");
-    is_init(&ShellOf(SHARED_PID), USER).await?;
+    is_init(&in_shared_pid, USER).await?;
     delete(&["pod", SHARED_PID]).await
 }
 
@@ -277,7 +254,7 @@ async fn settings(context: &Context) -> Result<()> {
     let limit = host::memory_limit(&Process::new(before.pid)?)?;
     same("the memory that the pod may use", limit, 64 << 20)?;
     // From the same user.
-    ShellOf("settings").shell("kill -TERM 1 && kill -INT 1").await?;
+    shell("settings", "kill -TERM 1 && kill -INT 1").await?;
     same("the sandbox", sandbox("settings", context, 1000).await?, before)?;
     delete(&["pod", "settings"]).await
 }
@@ -431,21 +408,19 @@ async fn containerd_sandbox(pod: &str) -> Result<Option<(String, i32)>> {
     Ok(ids.lines().find_map(|id| Some((id.to_owned(), process(id)?))))
 }
 
+async fn docker(arguments: &[&str]) -> Result<String> {
+    success(Command::new("docker").args(arguments)).await
+}
+
 /// Docker lists `/pause` beside the containers of the pod.
 async fn docker_sandbox(pod: &str) -> Result<Option<(String, i32)>> {
     let filter = format!("label=io.kubernetes.pod.name={pod}");
     let format = "{{.ID}} {{.Command}}";
-    let list = docker(["ps", "--filter", &filter, "--format", format]).await?;
+    let list = docker(&["ps", "--filter", &filter, "--format", format]).await?;
     let (pauses, others): (Vec<_>, Vec<_>) =
         list.lines().partition(|line| line.ends_with(" \"/pause\""));
     ensure!(pauses.len() == 1 && !others.is_empty(), "docker ps shows {list:?}");
     let id = pauses[0].split(' ').next().unwrap_or_default().to_owned();
-    let pid = docker(["inspect", "--format", "{{.State.Pid}}", &id]).await?.parse()?;
+    let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &id]).await?.parse()?;
     Ok(Some((id, pid)))
-}
-
-/// The process of a container, if it is there.
-fn process(id: &str) -> Option<i32> {
-    let tasks = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
-    fs::read_to_string(format!("{tasks}/{id}/init.pid")).ok()?.parse().ok()
 }

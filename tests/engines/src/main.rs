@@ -1,33 +1,31 @@
 //! The image on real container engines: `cargo xtask engines` builds it and runs this, in a Debian
 //! system that is thrown away.
 
+mod cli;
 mod containerd;
 mod cost;
 mod daemon;
-mod docker;
 mod engine;
 mod host;
 mod images;
 mod kubernetes;
 mod oci;
-mod podman;
 mod report;
 mod scenario;
 mod wait;
 
-use clap::Parser;
+use anyhow::ensure;
+use clap::{Parser, ValueEnum};
+use cli::Cli;
 use containerd::Containerd;
-use docker::Docker;
 use engine::Name;
 use images::Image;
 use kubernetes::Kubernetes;
-use oci::{Crun, Oci, Runc, Runsc};
-use podman::Podman;
+use oci::Oci;
 use report::Report;
 use scenario::Context;
 use std::cell::RefCell;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 /// Tries an image on the container engines of this system, and changes the system for it.
@@ -55,39 +53,31 @@ struct Args {
     filter: Vec<String>,
 }
 
-fn main() -> ExitCode {
-    match run(Args::parse()) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
 #[tokio::main(flavor = "current_thread")]
-async fn run(args: Args) -> anyhow::Result<ExitCode> {
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
     wait::SLOWNESS.store(args.slowness, Ordering::Relaxed);
     if let Some([upstream, file]) = args.cost.as_deref() {
-        cost::on::<Docker>(&args.image, upstream, file).await?;
-        cost::on::<Containerd>(&args.image, upstream, file).await?;
-        return Ok(ExitCode::SUCCESS);
+        cost::on::<Cli>(Name::Docker, &args.image, upstream, file).await?;
+        return cost::on::<Containerd>(Name::Containerd, &args.image, upstream, file).await;
     }
     let binary = args.image.binary()?;
     let left_out = RefCell::default();
     let context = Context { image: args.image, binary, pods: args.pods, left_out };
     let mut report = Report::new(args.require, args.filter, context);
-    report.on::<Docker>().await?;
-    report.on::<Containerd>().await?;
-    report.on::<Podman<false>>().await?;
-    report.on::<Podman<true>>().await?;
-    report.on::<Oci<Runc>>().await?;
-    report.on::<Oci<Crun>>().await?;
-    report.on::<Oci<Runsc>>().await?;
-    report.on::<Kubernetes<Containerd>>().await?;
-    report.on::<Kubernetes<Docker>>().await?;
+    for name in Name::value_variants() {
+        match name {
+            Name::Docker | Name::Podman | Name::PodmanRootless => report.on::<Cli>(*name).await?,
+            Name::Containerd => report.on::<Containerd>(*name).await?,
+            Name::Runc | Name::Crun | Name::Runsc => report.on::<Oci>(*name).await?,
+            Name::Kubernetes => report.on::<Kubernetes<Containerd>>(*name).await?,
+            Name::Dockershim => report.on::<Kubernetes<Cli>>(*name).await?,
+        }
+    }
     if let Some(path) = args.report {
         report.write(&path)?;
     }
-    Ok(report.close())
+    let failed = report.failed();
+    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    Ok(())
 }

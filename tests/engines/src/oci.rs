@@ -1,390 +1,269 @@
 //! runc, crun and gVisor's runsc, with nothing above them: bundles of our own, run as an engine would
 //! run them.
 
-use crate::engine::{Container, Engine, Lacks, Log, Name, Pod, Sandbox, Spec};
-use crate::host::{self, same};
+use crate::containerd::NETWORK;
+use crate::engine::{Column, Engine, Facts, Lacks, Name, Pod, Sandbox, Spec};
+use crate::host::same;
 use crate::images::Image;
-use crate::scenario::Scenario;
+use crate::scenario::{Context, Scenario};
 use crate::wait::{end, script, success, until};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use procfs::process::Process;
 use serde_json::{Value, json};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
-use std::io::Read;
-use std::marker::PhantomData;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::process::{Child, Command};
-
-/// A program that runs bundles.
-pub trait Runtime: 'static {
-    /// Its name, and the program's.
-    const NAME: Name;
-
-    /// Options before its commands.
-    const OPTIONS: &[&str] = &[];
-
-    /// [`Engine::LEAST_MEMORY`]
-    const LEAST_MEMORY: u64 = 16 << 20;
-
-    /// [`Engine::OWN_KERNEL`]
-    const OWN_KERNEL: bool = false;
-}
-
-/// The one that Docker, containerd and Podman on Debian use.
-pub enum Runc {}
-
-impl Runtime for Runc {
-    const NAME: Name = Name::Runc;
-}
-
-/// The one in C.
-pub enum Crun {}
-
-impl Runtime for Crun {
-    const NAME: Name = Name::Crun;
-
-    const LEAST_MEMORY: u64 = 512 << 10;
-}
-
-/// gVisor: a pod has a kernel of its own, in the user space of the host's.
-pub enum Runsc {}
-
-impl Runtime for Runsc {
-    const NAME: Name = Name::Runsc;
-
-    const OPTIONS: &[&str] = &["--ignore-cgroups", "--network=none"];
-
-    const OWN_KERNEL: bool = true;
-}
-
-/// The capabilities that engines leave to containers.
-const CAPABILITIES: [&str; 11] = [
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
 
 /// The system calls that a hardened container may not make. There is no default to take.
 const FORBIDDEN: [&str; 6] = ["bpf", "keyctl", "mount", "ptrace", "setns", "unshare"];
 
 /// What the host calls root, and the 65,535 after it, in a user namespace of a pod's own.
-const REMAPPED: u32 = 100_000;
+const REMAPPED: &str = "0:100000:65536";
 
-/// The address of the host, where pods look for it.
-const HOST: &str = "10.86.0.1";
-
-/// Connects the host, whose address is $1, and the pod whose process is $2: by the interface $3 here,
-/// and with the address $4 there.
-const LINK: &str = r#"
-    ip link add "$3" type veth peer name eth0 netns "$2"
-    ip address add "$1" peer "$4" dev "$3"
-    ip link set "$3" up
-    nsenter --net="/proc/$2/ns/net" ip link set lo up
-    nsenter --net="/proc/$2/ns/net" ip address add "$4/16" dev eth0
-    nsenter --net="/proc/$2/ns/net" ip link set eth0 up
+/// Connects the host and the pod whose process is $2 by the network that is described in $1.
+const CONNECT: &str = r#"
+    export CNI_COMMAND=ADD CNI_CONTAINERID="$(cat /proc/sys/kernel/random/uuid)"
+    export CNI_NETNS="/proc/$2/ns/net" CNI_IFNAME=eth0 CNI_PATH=/usr/lib/cni
+    nsenter --net="$CNI_NETNS" ip link set lo up
+    echo "$1" | /usr/lib/cni/ptp
 "#;
 
 /// A runtime, and what it is told to run.
-pub struct Oci<R> {
+pub struct Oci {
+    name: Name,
+    facts: Facts,
     reference: String,
+    folder: PathBuf,
     /// The calls that run containers, until they tell how these ended.
     runs: RefCell<BTreeMap<String, Child>>,
-    /// Number of pods that have been started, which is where their addresses come from.
-    pods: Cell<u16>,
-    runtime: PhantomData<R>,
+    /// Whether pods get user namespaces.
+    remaps: bool,
 }
 
-impl<R: Runtime> Engine for Oci<R> {
-    const NAME: Name = R::NAME;
-
-    const LEAST_MEMORY: u64 = R::LEAST_MEMORY;
-
-    const OWN_KERNEL: bool = R::OWN_KERNEL;
-
-    async fn start(image: &Image) -> Result<Self> {
-        for folder in ["images", "bundles", "state"] {
-            fs::create_dir_all(folder_of::<R>(folder))?;
+impl Column for Oci {
+    async fn start(name: Name, image: &Image) -> Result<Self> {
+        let folder = Path::new("/var/lib/oci").join(name.to_string());
+        for part in ["bundles", "state"] {
+            fs::create_dir_all(folder.join(part))?;
         }
-        Ok(Self {
-            reference: image.reference.clone(),
-            runs: RefCell::default(),
-            pods: Cell::default(),
-            runtime: PhantomData,
-        })
+        let (facts, reference) = (name.facts(), image.reference.clone());
+        Ok(Self { name, facts, reference, folder, runs: RefCell::default(), remaps: false })
     }
 
-    async fn version(&self) -> Result<String> {
-        let line = success(runtime::<R>().arg("--version")).await?;
-        let version = line.split_whitespace().nth(2).and_then(|it| it.split('+').next());
-        Ok(version.with_context(|| format!("no version in {line:?}"))?.to_owned())
+    async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
+        let release = fs::read_to_string("/etc/os-release")?;
+        if self.facts.own_kernel && release.contains("forky") && scenario != Scenario::Load {
+            let reason = "this package of gVisor, 20240729 built by Go 1.26, panics on SIGCHLD";
+            return Err(Lacks(reason).into());
+        }
+        scenario.test(self.name, self, context).await
     }
 
-    fn defect(&self, scenario: Scenario) -> Option<&'static str> {
-        let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
-        let panics =
-            R::OWN_KERNEL && release.contains("forky") && !matches!(scenario, Scenario::Load);
-        panics.then_some("this package of gVisor, 20240729 built by Go 1.26, panics on SIGCHLD")
+    async fn list(&self) -> Result<HashSet<String>> {
+        let list = success(self.runtime("list").arg("--quiet")).await?;
+        Ok(list.lines().map(|id| format!("container {id}")).collect())
     }
 
     async fn remove_all(&self) -> Result<()> {
         self.remove_beginning_with("").await
     }
+}
 
-    async fn list(&self) -> Result<HashSet<String>> {
-        let list = success(runtime::<R>().args(["list", "--quiet"])).await?;
-        Ok(list.lines().map(|id| format!("container {id}")).collect())
-    }
-
+impl Engine for Oci {
     async fn load(&self, archive: &Path) -> Result<()> {
-        let (format, reference) = identify(archive)?;
-        let image = image::<R>(&reference);
-        if image.exists() {
-            fs::remove_dir_all(&image)?;
-        }
-        fs::create_dir(&image)?;
-        let layout = image.join("layout");
-        let from = format!("{format}:{}", archive.display());
-        let to = format!("oci:{}:latest", layout.display());
-        let mut skopeo = Command::new("skopeo");
-        success(skopeo.args(["--insecure-policy", "copy", "--quiet", &from, &to])).await?;
-        let mut inspect = Command::new("skopeo");
-        let config = success(inspect.args(["inspect", "--config", "--raw", &to])).await?;
-        fs::write(image.join("config.json"), config)?;
-        let mut umoci = Command::new("umoci");
-        umoci.args(["raw", "unpack", "--image"]).arg(format!("{}:latest", layout.display()));
-        success(umoci.arg(image.join("rootfs"))).await.map(drop)
+        let mut list = Command::new("tar");
+        let files = success(list.arg("--list").arg("--file").arg(archive)).await?;
+        // What is for several platforms is in the other format.
+        let is_oci = files.lines().any(|file| file == "oci-layout");
+        let format = if is_oci { "oci-archive" } else { "docker-archive" };
+        let archive = archive.display();
+        let tags = skopeo(&["list-tags", &format!("docker-archive:{archive}")]).await?;
+        let tags: Value = serde_json::from_str(&tags)?;
+        let name = tags["Tags"][0].as_str().context("the image has no name")?;
+        let to = format!("oci:{}:{name}", self.folder.join("layout").display());
+        skopeo(&["copy", "--quiet", &format!("{format}:{archive}"), &to]).await.map(drop)
     }
 
     async fn shows(&self, tried: &Image) -> Result<()> {
-        let rootfs = image::<R>(&tried.reference).join("rootfs");
-        let files: Vec<_> = fs::read_dir(&rootfs)?.collect::<Result<_, _>>()?;
-        same("the number of files", files.len(), 1)?;
+        let config = self.unpack("shown", &tried.reference).await?;
+        let rootfs = self.bundle("shown").join("rootfs");
+        same("the number of files", fs::read_dir(&rootfs)?.count(), 1)?;
         ensure!(fs::read(rootfs.join("pause"))? == tried.binary()?, "it has another program");
-        let config = &config::<R>(&tried.reference)?["config"];
-        same("the user", &config["User"], &json!("65535:65535"))?;
-        same("the entrypoint", &config["Entrypoint"], &json!(["/pause"]))
+        same("the user", &config["process"]["user"], &json!({ "uid": 65535, "gid": 65535 }))?;
+        same("the entrypoint", &config["process"]["args"], &json!(["/pause"]))?;
+        self.remove("shown").await
     }
 
     async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod> {
         let mut kinds = vec!["mount", "network", "ipc", "uts"];
-        match sandbox {
-            // gVisor's first container is in the PID namespace of its kernel.
-            Sandbox::Usual if R::OWN_KERNEL => {}
-            Sandbox::Usual => kinds.push("pid"),
-            Sandbox::HostPid => {}
-            Sandbox::Remapped => kinds.extend(["pid", "user"]),
+        // gVisor's first container is in the PID namespace of its kernel.
+        if sandbox == Sandbox::Usual && !self.facts.own_kernel {
+            kinds.push("pid");
         }
-        let namespaces: Vec<_> = kinds.iter().map(|kind| json!({ "type": kind })).collect();
+        if self.remaps {
+            kinds.push("user");
+        }
+        let namespaces = kinds.iter().map(|kind| json!({ "type": kind })).collect();
+        // No name may be the beginning of another one: gVisor takes it for both.
+        let pod = Pod { name: name.to_owned(), pause: format!("{name}.pause") };
         let spec = Spec::new(&self.reference, &[]);
-        let mut config = self.specify(&format!("{name}.pause"), &spec, namespaces.into()).await?;
+        let mut config = self.specify(&pod.pause, &spec, namespaces).await?;
         config["hostname"] = name.into();
         config["annotations"] = json!({ "io.kubernetes.cri.container-type": "sandbox" });
-        let remapped = sandbox == Sandbox::Remapped;
-        // No name may be the beginning of another one: gVisor takes it for both.
-        let id = format!("{name}.pause");
-        let pause = Container { name: name.to_owned(), id: id.clone() };
-        let pod = Pod { name: name.to_owned(), id, pause };
-        self.create(&pod.id, &self.reference, config, remapped).await?;
-        self.link(&pod).await?;
-        Ok(pod)
+        self.launch(&pod.pause, Some(config)).await?;
+        self.connect(pod).await
     }
 
-    async fn remap(&mut self, _: bool) -> Result<()> {
-        ensure!(!R::OWN_KERNEL, Lacks("its users are those of a kernel of its own"));
+    async fn remap(&mut self, on: bool) -> Result<()> {
+        ensure!(!self.facts.own_kernel, Lacks("its users are those of a kernel of its own"));
+        self.remaps = on;
         Ok(())
     }
 
     async fn is_up(&self, pod: &Pod) -> Result<bool> {
-        Ok(self.process(&pod.id).await.is_ok())
-    }
-
-    async fn address(&self, pod: &Pod) -> Result<Option<String>> {
-        if R::OWN_KERNEL {
-            return Ok(None);
-        }
-        Ok(Some(fs::read_to_string(bundle::<R>(&pod.id).join("address"))?))
+        Ok(self.pid(&pod.pause).await.is_ok())
     }
 
     async fn stop_pod(&self, pod: &Pod) -> Result<()> {
-        // Its default is SIGTERM.
-        success(runtime::<R>().args(["kill", &pod.id])).await.map(drop)
+        self.stop(&pod.pause).await
     }
 
     async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
-        success(runtime::<R>().args(["kill", &pod.id, signal.as_str()])).await.map(drop)
+        success(self.runtime("kill").args([&pod.pause, signal.as_str()])).await.map(drop)
     }
 
     async fn on_terminal(&self) -> Result<String> {
-        let namespaces = json!([{ "type": "mount" }, { "type": "pid" }]);
+        let namespaces = vec![json!({ "type": "mount" }), json!({ "type": "pid" })];
         let spec = Spec::new(&self.reference, &[]);
         let mut config = self.specify("terminal", &spec, namespaces).await?;
         config["process"]["terminal"] = true.into();
-        prepare::<R>("terminal", &self.reference, &config).await?;
-        let (state, bundle) = (folder_of::<R>("state"), bundle::<R>("terminal"));
-        let (state, bundle) = (state.display(), bundle.display());
-        Ok(format!("{} --root {state} run --bundle {bundle} terminal", R::NAME))
+        let bundle = self.bundle("terminal");
+        fs::write(bundle.join("config.json"), config.to_string())?;
+        let (state, bundle) = (self.folder.join("state"), bundle.display());
+        Ok(format!("{} --root {} run --bundle {bundle} terminal", self.name, state.display()))
     }
 
     async fn restart_pod(&self, pod: Pod) -> Result<Pod> {
-        self.launch(&pod.id).await?;
-        self.link(&pod).await?;
-        Ok(pod)
+        self.launch(&pod.pause, None).await?;
+        self.connect(pod).await
     }
 
     async fn remove_pod(&self, pod: Pod) -> Result<()> {
         self.remove_beginning_with(&format!("{}.", pod.name)).await
     }
 
-    async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<Container> {
-        let pause = self.process(&pod.id).await?;
+    async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<String> {
+        let pause = self.pid(&pod.pause).await?;
         let join = |kind, name| json!({ "type": kind, "path": format!("/proc/{pause}/ns/{name}") });
         let mut namespaces = vec![json!({ "type": "mount" })];
         match spec.shares_pid {
             // As above.
-            true if R::OWN_KERNEL => {}
+            true if self.facts.own_kernel => {}
             true => namespaces.push(join("pid", "pid")),
             false => namespaces.push(json!({ "type": "pid" })),
         }
-        let mut remapped = false;
-        if !R::OWN_KERNEL {
+        if !self.facts.own_kernel {
             let shared = [("network", "net"), ("ipc", "ipc"), ("uts", "uts")];
             namespaces.extend(shared.map(|(kind, name)| join(kind, name)));
-            let users = |pid| host::namespaces(&Process::new(pid)?, &["user"]);
-            remapped = users(pause)? != users(std::process::id() as i32)?;
         }
-        if remapped {
+        if self.remaps {
             namespaces.push(join("user", "user"));
         }
-
         let id = format!("{}.{name}", pod.name);
-        let mut config = self.specify(&id, &spec, namespaces.into()).await?;
+        let mut config = self.specify(&id, &spec, namespaces).await?;
         // How gVisor is told which pod a container is in; the others do not look at it.
         config["annotations"] = json!({
             "io.kubernetes.cri.container-type": "container",
-            "io.kubernetes.cri.sandbox-id": pod.id,
+            "io.kubernetes.cri.sandbox-id": pod.pause,
         });
-        self.create(&id, spec.image, config, remapped).await?;
-        Ok(Container { name: name.to_owned(), id })
+        self.launch(&id, Some(config)).await?;
+        Ok(id)
     }
 
-    async fn pid(&self, container: &Container) -> Result<i32> {
-        self.process(&container.id).await
+    async fn pid(&self, container: &str) -> Result<i32> {
+        let state: Value =
+            serde_json::from_str(&success(self.runtime("state").arg(container)).await?)?;
+        ensure!(state["status"] == "running", "it does not run: {state}");
+        Ok(state["pid"].as_i64().context("it has no process")? as i32)
     }
 
-    async fn exec(&self, container: &Container, command: &[&str]) -> Result<String> {
-        success(runtime::<R>().args(["exec", &container.id]).args(command)).await
+    async fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
+        success(self.runtime("exec").arg(container).args(command)).await
     }
 
-    async fn log(&self, container: &Container) -> Result<Option<Log>> {
-        self.logs(&container.id).map(Some)
+    async fn log(&self, container: &str) -> Result<[String; 2]> {
+        let read = |stream| fs::read_to_string(self.bundle(container).join(stream));
+        Ok([read("stdout")?, read("stderr")?])
     }
 
-    async fn stop(&self, container: &Container) -> Result<()> {
-        success(runtime::<R>().args(["kill", &container.id])).await.map(drop)
+    async fn stop(&self, container: &str) -> Result<()> {
+        // Its default is SIGTERM.
+        success(self.runtime("kill").arg(container)).await.map(drop)
     }
 
-    async fn exit_code(&self, container: &Container) -> Result<i64> {
-        self.wait(&container.id).await
-    }
-
-    async fn remove(&self, container: Container) -> Result<()> {
-        self.delete(&container.id).await
+    /// The exit code that the runtime reports.
+    async fn exit_code(&self, container: &str) -> Result<i64> {
+        let run = self.runs.borrow_mut().remove(container);
+        let mut run = run.with_context(|| format!("{container} does not run"))?;
+        let ended = until("the container has ended", async || Ok(run.try_wait()?)).await?;
+        Ok(ended.code().with_context(|| format!("the runtime itself ended: {ended}"))?.into())
     }
 }
 
-/// The format that skopeo is told an archive has, and the name of the image in it.
-fn identify(archive: &Path) -> Result<(&'static str, String)> {
-    let (mut format, mut manifest) = ("docker-archive", String::new());
-    for entry in tar::Archive::new(File::open(archive)?).entries()? {
-        let mut entry = entry?;
-        match &*entry.path()?.to_string_lossy() {
-            "oci-layout" => format = "oci-archive",
-            "manifest.json" => drop(entry.read_to_string(&mut manifest)?),
-            _ => {}
+async fn skopeo(arguments: &[&str]) -> Result<String> {
+    success(Command::new("skopeo").arg("--insecure-policy").args(arguments)).await
+}
+
+impl Oci {
+    /// The bundle of a container.
+    fn bundle(&self, id: &str) -> PathBuf {
+        self.folder.join("bundles").join(id)
+    }
+
+    /// A command of the runtime, with a state of its own.
+    fn runtime(&self, command: &str) -> Command {
+        let mut runtime = Command::new(self.name.to_string());
+        if self.facts.own_kernel {
+            runtime.args(["--ignore-cgroups", "--network=none"]);
         }
+        runtime.arg("--root").arg(self.folder.join("state")).arg(command);
+        runtime
     }
-    let manifest: Value = serde_json::from_str(&manifest).context("no manifest.json")?;
-    let reference = manifest[0]["RepoTags"][0].as_str().context("the image has no name")?;
-    Ok((format, reference.to_owned()))
-}
 
-/// A folder of the runtime's.
-fn folder_of<R: Runtime>(name: &str) -> PathBuf {
-    Path::new("/var/lib/oci").join(R::NAME.to_string()).join(name)
-}
+    /// Makes a bundle from an image, and returns its configuration.
+    async fn unpack(&self, id: &str, image: &str) -> Result<Value> {
+        let mut umoci = Command::new("umoci");
+        umoci.args(["unpack", "--image"]);
+        umoci.arg(format!("{}:{image}", self.folder.join("layout").display()));
+        if self.remaps {
+            umoci.args(["--uid-map", REMAPPED, "--gid-map", REMAPPED]);
+        }
+        success(umoci.arg(self.bundle(id))).await?;
+        // Otherwise the root of a user namespace may not enter it.
+        fs::set_permissions(self.bundle(id), Permissions::from_mode(0o755))?;
+        Ok(serde_json::from_slice(&fs::read(self.bundle(id).join("config.json"))?)?)
+    }
 
-/// The folder with what there is of an image.
-fn image<R: Runtime>(reference: &str) -> PathBuf {
-    folder_of::<R>("images").join(reference.replace('/', "+"))
-}
-
-/// The configuration of an image.
-fn config<R: Runtime>(reference: &str) -> Result<Value> {
-    let config = fs::read(image::<R>(reference).join("config.json"));
-    Ok(serde_json::from_slice(&config.with_context(|| format!("no image {reference}"))?)?)
-}
-
-/// The bundle of a container.
-fn bundle<R: Runtime>(id: &str) -> PathBuf {
-    folder_of::<R>("bundles").join(id)
-}
-
-/// Completes the bundle of a container.
-async fn prepare<R: Runtime>(id: &str, reference: &str, config: &Value) -> Result<()> {
-    let folder = bundle::<R>(id);
-    fs::write(folder.join("config.json"), config.to_string())?;
-    let mut copy = Command::new("cp");
-    copy.arg("--archive").arg(image::<R>(reference).join("rootfs")).arg(&folder);
-    success(&mut copy).await.map(drop)
-}
-
-/// The runtime, with a state of its own.
-fn runtime<R: Runtime>() -> Command {
-    let mut runtime = Command::new(R::NAME.to_string());
-    runtime.args(R::OPTIONS).arg("--root").arg(folder_of::<R>("state"));
-    runtime
-}
-
-impl<R: Runtime> Oci<R> {
-    /// What the runtime itself would write for a container, and what the image and `spec` say.
-    async fn specify(&self, id: &str, spec: &Spec<'_>, namespaces: Value) -> Result<Value> {
-        let image = &config::<R>(spec.image)?["config"];
-        let words = |list: &Value| list.as_array().cloned().unwrap_or_default();
-        let user = image["User"].as_str().unwrap_or("0:0");
-        let (user, group) = user.split_once(':').context("the image's user has no group")?;
-        let (user, group) = (user.parse()?, group.parse()?);
-        let (user, group): (u32, u32) = spec.user.map_or((user, group), |user| (user, user));
-        let capabilities: &[&str] = if spec.hardened { &[] } else { &CAPABILITIES };
-
-        let folder = bundle::<R>(id);
-        fs::create_dir(&folder)?;
-        success(runtime::<R>().arg("spec").arg("--bundle").arg(&folder)).await?;
-        let mut config: Value = serde_json::from_slice(&fs::read(folder.join("config.json"))?)?;
+    /// Makes a bundle, and returns what the image and `spec` say.
+    async fn specify(&self, id: &str, spec: &Spec<'_>, namespaces: Vec<Value>) -> Result<Value> {
+        let mut config = self.unpack(id, spec.image).await?;
         let process = &mut config["process"];
         process["terminal"] = false.into();
-        process["user"] = json!({ "uid": user, "gid": group });
-        process["args"] = words(&image["Entrypoint"])
-            .into_iter()
-            .chain(spec.arguments.iter().map(|argument| (*argument).into()))
-            .collect();
-        process["env"] = words(&image["Env"]).into();
+        if let Some(user) = spec.user {
+            process["user"] = json!({ "uid": user, "gid": user });
+        }
+        // An entrypoint stays. The images beside pause have a command, which is replaced.
+        let words = process["args"].as_array_mut().context("no command")?;
+        words.retain(|word| word == "/pause");
+        words.extend(spec.arguments.iter().map(|argument| (*argument).into()));
         process["noNewPrivileges"] = spec.hardened.into();
-        process["capabilities"] = ["bounding", "effective", "permitted"]
-            .into_iter()
-            .map(|set| (set.to_owned(), json!(capabilities)))
-            .collect();
+        let kept = process["capabilities"]["bounding"].take();
+        let kept = if spec.hardened { json!([]) } else { kept };
+        process["capabilities"] = json!({ "bounding": kept, "effective": kept, "permitted": kept });
         config["root"]["readonly"] = spec.hardened.into();
         // A container that joins others must not name them.
         config.as_object_mut().context("an object")?.remove("hostname");
@@ -394,12 +273,13 @@ impl<R: Runtime> Oci<R> {
             mounts.push(json!({ "type": "bind", "source": source, "destination": destination, "options": options }));
         }
         let linux = &mut config["linux"];
-        linux["namespaces"] = namespaces;
+        linux["namespaces"] = namespaces.into();
         // gVisor is told to ignore control groups, and forgets to remove them.
-        let path = if R::OWN_KERNEL { Value::Null } else { format!("/oci/{id}").into() };
+        let path = if self.facts.own_kernel { Value::Null } else { format!("/oci/{id}").into() };
         linux["cgroupsPath"] = path;
         if spec.hardened {
-            linux["resources"]["memory"] = json!({ "limit": R::LEAST_MEMORY });
+            let limit = self.facts.least_memory.map_err(Lacks)?;
+            linux["resources"]["memory"] = json!({ "limit": limit });
             let forbidden = json!({ "names": FORBIDDEN, "action": "SCMP_ACT_ERRNO" });
             linux["seccomp"] =
                 json!({ "defaultAction": "SCMP_ACT_ALLOW", "syscalls": [forbidden] });
@@ -407,32 +287,18 @@ impl<R: Runtime> Oci<R> {
         Ok(config)
     }
 
-    /// Makes a bundle, and runs it. Its files belong to the host's root, or to `REMAPPED`.
-    async fn create(&self, id: &str, image: &str, mut config: Value, remapped: bool) -> Result<()> {
-        let folder = bundle::<R>(id);
-        if remapped {
-            let range = json!([{ "containerID": 0, "hostID": REMAPPED, "size": 65536 }]);
-            config["linux"]["uidMappings"] = range.clone();
-            config["linux"]["gidMappings"] = range;
+    /// Runs a bundle, with a new configuration if there is one, and returns when the container has
+    /// started.
+    async fn launch(&self, id: &str, config: Option<Value>) -> Result<()> {
+        let folder = self.bundle(id);
+        if let Some(config) = config {
+            fs::write(folder.join("config.json"), config.to_string())?;
         }
-        prepare::<R>(id, image, &config).await?;
-        if remapped {
-            let mut chown = Command::new("chown");
-            chown.args(["--recursive", "--no-dereference", &format!("{REMAPPED}:{REMAPPED}")]);
-            success(chown.arg(folder.join("rootfs"))).await?;
-        }
-        self.launch(id).await
-    }
-
-    /// Runs a bundle, and returns when the container has started.
-    async fn launch(&self, id: &str) -> Result<()> {
-        let folder = bundle::<R>(id);
         let pid_file = folder.join("pid");
-        if pid_file.exists() {
-            fs::remove_file(&pid_file)?;
-        }
-        let mut run = runtime::<R>();
-        run.arg("run").arg("--bundle").arg(&folder).arg("--pid-file").arg(&pid_file).arg(id);
+        // That of an earlier run.
+        let _ = fs::remove_file(&pid_file);
+        let mut run = self.runtime("run");
+        run.arg("--bundle").arg(&folder).arg("--pid-file").arg(&pid_file).arg(id);
         run.stdin(Stdio::null());
         run.stdout(File::create(folder.join("stdout"))?);
         run.stderr(File::create(folder.join("stderr"))?);
@@ -440,7 +306,7 @@ impl<R: Runtime> Oci<R> {
         until("the container has started", async || {
             let started = fs::read_to_string(&pid_file).is_ok_and(|pid| !pid.is_empty());
             if !started && let Some(status) = run.try_wait()? {
-                bail!("{status}\n{:?}", self.logs(id)?);
+                bail!("{status}\n{:?}", self.log(id).await?);
             }
             Ok(started.then_some(()))
         })
@@ -450,62 +316,34 @@ impl<R: Runtime> Oci<R> {
     }
 
     /// Connects a pod to the host.
-    async fn link(&self, pod: &Pod) -> Result<()> {
-        if R::OWN_KERNEL {
-            return Ok(());
+    async fn connect(&self, pod: Pod) -> Result<Pod> {
+        if !self.facts.own_kernel {
+            let pause = self.pid(&pod.pause).await?.to_string();
+            script(CONNECT, &[NETWORK, &pause]).await?;
         }
-        let number = self.pods.get() + 1;
-        self.pods.set(number);
-        let [high, low] = number.to_be_bytes();
-        let address = format!("10.86.{}.{low}", high + 1);
-        let pause = self.process(&pod.id).await?.to_string();
-        script(LINK, &[HOST, &pause, &format!("pod{number}"), &address]).await?;
-        Ok(fs::write(bundle::<R>(&pod.id).join("address"), address)?)
+        Ok(pod)
     }
 
-    /// The process of a container, as the host numbers it.
-    async fn process(&self, id: &str) -> Result<i32> {
-        let state: Value =
-            serde_json::from_str(&success(runtime::<R>().args(["state", id])).await?)?;
-        ensure!(state["status"] == "running", "it does not run: {state}");
-        let pid = state["pid"].as_i64().filter(|pid| *pid > 0);
-        Ok(pid.with_context(|| format!("it has no process: {state}"))? as i32)
-    }
-
-    /// Waits until a container has ended, and returns the exit code that the runtime reports.
-    async fn wait(&self, id: &str) -> Result<i64> {
-        let run = self.runs.borrow_mut().remove(id);
-        let mut run = run.with_context(|| format!("{id} does not run"))?;
-        let ended = until("the container has ended", async || Ok(run.try_wait()?)).await?;
-        Ok(ended.code().with_context(|| format!("the runtime itself ended: {ended}"))?.into())
-    }
-
-    /// What a container wrote.
-    fn logs(&self, id: &str) -> Result<Log> {
-        let read = |stream| fs::read(bundle::<R>(id).join(stream));
-        Ok(Log::new(&read("stdout")?, &read("stderr")?))
+    /// Removes a container, whether it runs or not.
+    async fn remove(&self, container: &str) -> Result<()> {
+        // One that has ended is gone already, and only the files are left.
+        let running = self.runs.borrow().contains_key(container);
+        if running {
+            end(self.runtime("delete").args(["--force", container])).await?;
+            self.exit_code(container).await?;
+        }
+        Ok(fs::remove_dir_all(self.bundle(container))?)
     }
 
     /// Removes the containers whose names begin so.
     async fn remove_beginning_with(&self, beginning: &str) -> Result<()> {
-        let bundles = fs::read_dir(bundle::<R>(""))?.flatten();
+        let bundles = fs::read_dir(self.bundle(""))?.flatten();
         let ids = bundles.map(|it| it.file_name().to_string_lossy().into_owned());
         let mut ids: Vec<_> = ids.filter(|id| id.starts_with(beginning)).collect();
         ids.sort_by_key(|id| id.ends_with(".pause"));
         for id in ids {
-            self.delete(&id).await?;
+            self.remove(&id).await?;
         }
         Ok(())
-    }
-
-    /// Removes a container, whether it runs or not.
-    async fn delete(&self, id: &str) -> Result<()> {
-        // One that has ended is gone already, and only the files are left.
-        let running = self.runs.borrow().contains_key(id);
-        if running {
-            end(runtime::<R>().args(["delete", "--force", id])).await?;
-            self.wait(id).await?;
-        }
-        Ok(fs::remove_dir_all(bundle::<R>(id))?)
     }
 }

@@ -1,24 +1,23 @@
 //! What an engine is tried for: the rows of the matrix, and what is done for each.
 
-use crate::engine::{self, Container, Engine, Lacks, Log, Pod, Sandbox, Skip, Spec};
+use crate::engine::{Column, Engine, Facts, Lacks, Name, Pod, Sandbox, Skip, Spec, Untried};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
-use crate::wait::{limit, success, until};
-use anyhow::{Context as _, Result, ensure};
+use crate::wait::{becomes, limit, success, until};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::ValueEnum;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use harness::proc::activity;
 use harness::sandbox::USER;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use procfs::FromRead;
-use procfs::process::{Process, Stat, all_processes};
+use procfs::process::{Process, all_processes};
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::{self, Display, Formatter};
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
@@ -109,42 +108,46 @@ impl Scenario {
         value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
     }
 
-    /// Tries an engine for it. The first and the last are the report's to do.
+    /// Tests an engine for it, and removes the pods that are left. The first and the last are the
+    /// report's to do.
     ///
-    /// The error is a [`Skip`] or a [`Lacks`] when it cannot be tried.
-    pub async fn run<E: Engine>(self, engine: &mut E, context: &Context) -> Result<()> {
-        match self {
+    /// The error is an [`Untried`](crate::engine::Untried) when it cannot be tried.
+    pub async fn test<E: Engine>(self, name: Name, engine: &mut E, on: &Context) -> Result<()> {
+        let mut trial = Trial { facts: name.facts(), engine, context: on };
+        let result = match self {
             Self::Start | Self::End => Ok(()),
-            Self::Load => load(engine, context).await,
-            Self::Stop => stop(engine, context).await,
-            Self::Outside => outside(engine, context).await,
-            Self::Inside => inside(engine, context).await,
-            Self::Arguments => arguments(engine, context).await,
-            Self::HostPid => host_pid(engine, context).await,
-            Self::Pod => pod(engine, context).await,
-            Self::Tutorial => tutorial(engine, context).await,
-            Self::Shared => shared(engine, context).await,
-            Self::Replace => replace(engine, context).await,
-            Self::Restart => restart(engine, context).await,
-            Self::Killed => killed(engine, context).await,
-            Self::Hardened => hardened(engine, context).await,
-            Self::Remapped => remapped(engine, context).await,
-            Self::Foreign => foreign(engine, context).await,
-            Self::Platforms => platforms(engine, context).await,
+            Self::Load => trial.load().await,
+            Self::Stop => trial.stop().await,
+            Self::Outside => trial.outside().await,
+            Self::Inside => trial.inside().await,
+            Self::Arguments => trial.arguments().await,
+            Self::HostPid => trial.host_pid().await,
+            Self::Pod => trial.pod().await,
+            Self::Tutorial => trial.tutorial().await,
+            Self::Shared => trial.shared().await,
+            Self::Replace => trial.replace().await,
+            Self::Restart => trial.restart().await,
+            Self::Killed => trial.killed().await,
+            Self::Hardened => trial.hardened().await,
+            Self::Remapped => trial.remapped().await,
+            Self::Foreign => trial.foreign().await,
+            Self::Platforms => trial.platforms().await,
             Self::Settings | Self::Garbage | Self::Placeholder | Self::PrePull => {
                 Err(Lacks("only Kubernetes has it").into())
             }
-            Self::Many => many(engine, context).await,
-            Self::Build => build(engine, context).await,
-        }
+            Self::Many => trial.many().await,
+            Self::Build => trial.build().await,
+        };
+        let removed = engine.remove_all().await;
+        result.and(removed)
     }
 }
 
 /// What pause says when it is told to stop.
-const STOPPED: &str = "pause: SIGTERM";
+const STOPPED: &str = "pause: SIGTERM\n";
 
 /// What it says first when it is not PID 1.
-const WARNING: &str = "pause: warning: not PID 1";
+const WARNING: &str = "pause: warning: not PID 1\n";
 
 /// What the pod of the tutorial serves.
 pub const HELLO: &str = "Hello from the debian container";
@@ -158,81 +161,454 @@ const ORPHANS: usize = 2_000;
 /// A container of busybox that is there so that others have something to look at.
 const IDLE: Spec = Spec::new(BUSYBOX, &["sleep", "infinity"]);
 
-async fn load(engine: &impl Engine, context: &Context) -> Result<()> {
-    engine.load(&context.image.archive).await?;
-    engine.shows(&context.image).await?;
-    for archive in images::helpers().await? {
-        engine.load(archive).await?;
-    }
-    Ok(())
+/// An engine that is tested for a scenario.
+struct Trial<'a, E> {
+    facts: Facts,
+    engine: &'a mut E,
+    context: &'a Context,
 }
 
-async fn stop<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    let before = surroundings(engine).await?;
-    let (pod, _) = start(engine, context, "stopped", Sandbox::Usual).await?;
-    engine.stop_pod(&pod).await?;
-    let code = engine.exit_code(&pod.pause).await?;
-    is_down(engine, &pod).await?;
-    if E::STOPS_BY_SIGTERM {
-        same("the exit code", code, 0)?;
-        says(engine, context, &pod, &[STOPPED]).await?;
-    } else {
-        context.leaves_out("the exit code and the last words: the engine's stop is SIGKILL");
-        // An engine that does not ask can still learn to.
-        ensure!([0, 137].contains(&code), "the exit code is {code}");
-    }
-    engine.remove_pod(pod).await?;
-
-    let (pod, _) = start(engine, context, "killed", Sandbox::Usual).await?;
-    engine.signal_pod(&pod, Signal::SIGKILL).await?;
-    same("the exit code after SIGKILL", engine.exit_code(&pod.pause).await?, 137)?;
-    is_down(engine, &pod).await?;
-    says(engine, context, &pod, &[]).await?;
-    engine.remove_pod(pod).await?;
-    is_as_before(&before, async || surroundings(engine).await).await
-}
-
-async fn outside<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    for signal in [Signal::SIGTERM, Signal::SIGINT] {
-        for from_host in [false, true] {
-            if from_host && E::OWN_KERNEL {
-                context.leaves_out("kill on the host: it would be the sandbox that it ends");
-                continue;
-            }
-            let (pod, pause) = start(engine, context, "signalled", Sandbox::Usual).await?;
-            match from_host {
-                false => engine.signal_pod(&pod, signal).await?,
-                true => kill(Pid::from_raw(pause.pid), signal)?,
-            }
-            let what = format!("the exit code after {signal}");
-            same(&what, engine.exit_code(&pod.pause).await?, 0)?;
-            is_down(engine, &pod).await?;
-            says(engine, context, &pod, &[&format!("pause: {signal}")]).await?;
-            engine.remove_pod(pod).await?;
+impl<E: Engine> Trial<'_, E> {
+    async fn load(&self) -> Result<()> {
+        let image = &self.context.image;
+        self.engine.load(&image.archive).await?;
+        self.engine.shows(image).await?;
+        for archive in images::helpers().await? {
+            self.engine.load(archive).await?;
         }
-    }
-    if E::OWN_KERNEL {
-        context.leaves_out("Ctrl-C: the host does not see when pause is ready for it");
-        return Ok(());
+        Ok(())
     }
 
-    let command = engine.on_terminal().await?;
-    let before = pauses()?;
-    let mut terminal = Command::new("script");
-    terminal.args(["--quiet", "--return", "--command", &command, "/dev/null"]).kill_on_drop(true);
-    let mut terminal = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    let new = until("pause runs on the terminal", async || {
-        ensure!(terminal.try_wait()?.is_none(), "{command} has ended");
-        Ok(pauses()?.difference(&before).next().copied())
-    });
-    host::asleep(new.await?, &context.binary, USER).await?;
-    let mut stdin = terminal.stdin.take().context("stdin is a pipe")?;
-    stdin.write_all(b"\x03").await?;
-    let output = timeout(limit(60), terminal.wait_with_output());
-    let output = output.await.context("Ctrl-C does not end it")??;
-    let said = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success() && said.contains("pause: SIGINT"), "{output:?}");
-    Ok(())
+    async fn stop(&self) -> Result<()> {
+        let before = surroundings(self.engine).await?;
+        let (pod, _) = self.start("stopped", Sandbox::Usual).await?;
+        self.engine.stop_pod(&pod).await?;
+        if self.facts.stops_by_sigterm {
+            self.has_ended(&pod, 0, STOPPED).await?;
+        } else {
+            let unseen = "the exit code and the last words: the engine's stop is SIGKILL";
+            self.context.leaves_out(unseen);
+            self.has_ended(&pod, 137, "").await?;
+        }
+        self.engine.remove_pod(pod).await?;
+        is_as_before(&before, async || surroundings(self.engine).await).await
+    }
+
+    async fn outside(&self) -> Result<()> {
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            for from_host in [false, true] {
+                let sandbox = "kill on the host: it would be the sandbox that it ends";
+                if from_host && !self.host_sees(sandbox) {
+                    continue;
+                }
+                let (pod, pause) = self.start("signalled", Sandbox::Usual).await?;
+                match from_host {
+                    false => self.engine.signal_pod(&pod, signal).await?,
+                    true => kill(Pid::from_raw(pause.pid), signal)?,
+                }
+                self.has_ended(&pod, 0, &format!("pause: {signal}\n")).await?;
+                self.engine.remove_pod(pod).await?;
+            }
+        }
+        if !self.host_sees("Ctrl-C: the host does not see when pause is ready for it") {
+            return Ok(());
+        }
+
+        let command = self.engine.on_terminal().await?;
+        let before = pauses()?;
+        let mut terminal = Command::new("script");
+        terminal.args(["--quiet", "--return", "--command", &command, "/dev/null"]);
+        terminal.kill_on_drop(true).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut terminal = terminal.spawn()?;
+        let new = until("pause runs on the terminal", async || {
+            ensure!(terminal.try_wait()?.is_none(), "{command} has ended");
+            Ok(pauses()?.difference(&before).next().copied())
+        });
+        host::asleep(new.await?, &self.context.binary, USER).await?;
+        let mut stdin = terminal.stdin.take().context("stdin is a pipe")?;
+        stdin.write_all(b"\x03").await?;
+        let output = timeout(limit(60), terminal.wait_with_output());
+        let output = output.await.context("Ctrl-C does not end it")??;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success() && said.contains("pause: SIGINT"), "{output:?}");
+        Ok(())
+    }
+
+    async fn inside(&self) -> Result<()> {
+        let (pod, pause) = self.start("inside", Sandbox::Usual).await?;
+        // AppArmor's profile for containers may keep them from signaling pause, which is in no profile.
+        let is_confined = Path::new("/sys/kernel/security/apparmor/profiles").exists();
+        let attempt = Spec::new(BUSYBOX, &["sh", "-c", "kill -TERM 1 && kill -INT 1"]);
+        for (sender, user) in [("root", 0), ("same", self.facts.user)] {
+            let spec = Spec { user: Some(user), ..attempt };
+            let sender = self.engine.run(&pod, sender, spec).await?;
+            let code = self.engine.exit_code(&sender).await?;
+            ensure!(code == 0 || is_confined, "the sender has exited with {code}");
+            self.still_sleeps(&pod, &pause).await?;
+        }
+        self.engine.signal_pod(&pod, Signal::SIGINT).await?;
+        self.has_ended(&pod, 0, "pause: SIGINT\n").await
+    }
+
+    async fn arguments(&self) -> Result<()> {
+        let pod = self.engine.start_pod("arguments", Sandbox::Usual).await?;
+        let reference = &self.context.image.reference;
+        let version = format!("pause {}\n", reference.rsplit(':').next().unwrap_or_default());
+        let unknown = "pause: unknown argument: --frobnicate\nTry pause --help.\n";
+        for (name, arguments, stdout, stderr, code) in [
+            ("version", ["--version"], &*version, "", 0),
+            ("unknown", ["--frobnicate"], "", unknown, 64),
+        ] {
+            let spec = Spec::alone(reference, &arguments);
+            let container = self.engine.run(&pod, name, spec).await?;
+            same("the exit code", self.engine.exit_code(&container).await?, code)?;
+            self.logged(&container, stdout, stderr).await?;
+        }
+        Ok(())
+    }
+
+    async fn host_pid(&self) -> Result<()> {
+        // Somebody on the host who must not notice.
+        let mut bystander = Command::new("sleep");
+        let bystander = bystander.arg("infinity").stdin(Stdio::null()).kill_on_drop(true);
+        let mut bystander = bystander.spawn()?;
+
+        let (pod, pause) = self.start("host-pid", Sandbox::HostPid).await?;
+        let mut log = STOPPED.to_owned();
+        if self.host_sees("the warning: pause is PID 1 of a kernel that knows no other processes") {
+            let own = host::namespaces(&Process::myself()?, &["pid"])?;
+            same("the PID namespace", host::namespaces(&pause, &["pid"])?, own)?;
+            log.insert_str(0, WARNING);
+        }
+        self.stops(&pod, &log).await?;
+        same("what became of a process of the host", bystander.try_wait()?, None)
+    }
+
+    async fn pod(&self) -> Result<()> {
+        let (pod, pause) = self.start("pod", Sandbox::Usual).await?;
+        let beside = self.engine.run(&pod, "beside", IDLE).await?;
+
+        if !self.facts.own_kernel {
+            let shared = host::namespaces(&pause, self.facts.shared)?;
+            same("the namespaces", self.namespaces(&beside).await?, shared.clone())?;
+            let own = host::namespaces(&Process::myself()?, self.facts.shared)?;
+            ensure!(shared.iter().all(|namespace| !own.contains(namespace)), "they are the host's");
+        }
+        self.pause_reaps(&pause, &beside).await?;
+
+        let careless =
+            self.engine.run(&pod, "careless", Spec { shares_pid: false, ..IDLE }).await?;
+        sleep_does_not_reap(&async |script: &str| self.shell(&careless, script).await).await
+    }
+
+    async fn tutorial(&self) -> Result<()> {
+        let folder = tempfile::Builder::new().prefix("volume-").tempdir_in("/var/tmp")?;
+        // For whatever users the containers have.
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o777))?;
+        let volume = |place| Some((folder.path(), place));
+        let (pod, pause) = self.start("tutorial", Sandbox::Usual).await?;
+
+        let spec = Spec { volume: volume("/usr/share/nginx/html"), ..Spec::new(NGINX, &["nginx"]) };
+        self.engine.run(&pod, "nginx", spec).await?;
+        let write = format!("echo '{HELLO}' > /pod-data/index.html");
+        let write = ["sh", "-c", &write];
+        let spec = Spec { volume: volume("/pod-data"), ..Spec::new(BUSYBOX, &write) };
+        let debian = self.engine.run(&pod, "debian", spec).await?;
+        same("the exit code of the writer", self.engine.exit_code(&debian).await?, 0)?;
+
+        let client = self.engine.run(&pod, "client", IDLE).await?;
+        let fetch = ["wget", "-q", "-O", "-", "http://127.0.0.1/"];
+        let page = async || Ok(self.engine.exec(&client, &fetch).await.ok());
+        same("what nginx serves", until("nginx answers", page).await?, HELLO.to_owned())?;
+
+        if self.host_sees("whether the host can fetch it: the pod has no address") {
+            let url = format!("http://{}/", host::address(&pause).await?);
+            let mut fetch = self.engine.on_host("busybox");
+            fetch.args(["wget", "-q", "-O", "-", &url]);
+            same("what the host fetches", success(&mut fetch).await?, HELLO.to_owned())?;
+        }
+        Ok(())
+    }
+
+    async fn shared(&self) -> Result<()> {
+        let pod = self.engine.start_pod("shared", Sandbox::Usual).await?;
+        let first = self.engine.run(&pod, "first", Spec { image: NGINX, ..IDLE }).await?;
+        let second = self.engine.run(&pod, "second", IDLE).await?;
+        let other = self.engine.start_pod("unshared", Sandbox::Usual).await?;
+        let stranger = self.engine.run(&other, "stranger", IDLE).await?;
+
+        self.engine.exec(&first, &["ipcmk", "--shmem", "4096", "--semaphore", "3"]).await?;
+        let mut scripts = vec!["hostname"];
+        if self.host_sees("network interfaces and System V IPC: the pod's kernel shows neither") {
+            scripts.extend(["ip -o link show dev eth0", "ip -4 -o address show dev eth0"]);
+            scripts.extend(["cat /proc/sysvipc/shm", "cat /proc/sysvipc/sem"]);
+        }
+        for script in scripts {
+            let seen = self.shell(&first, script).await?;
+            same(script, &self.shell(&second, script).await?, &seen)?;
+            let elsewhere = self.shell(&stranger, script).await?;
+            ensure!(elsewhere != seen, "{script} prints the same in another pod: {seen}");
+        }
+        Ok(())
+    }
+
+    async fn replace(&self) -> Result<()> {
+        let (pod, pause) = self.start("replace", Sandbox::Usual).await?;
+        let shared = host::namespaces(&pause, self.facts.shared)?;
+        let idle = Spec { image: NGINX, ..IDLE };
+        let kill = Spec::new(BUSYBOX, &["killall", "-KILL", "sleep"]);
+        let dies = async |container: &str, killer: &str| {
+            self.engine.run(&pod, killer, kill).await?;
+            same("the exit code", self.engine.exit_code(container).await?, 137)
+        };
+        let is_in_the_pod = async |container: &str| {
+            same("the namespaces", &self.namespaces(container).await?, &shared)?;
+            self.still_sleeps(&pod, &pause).await
+        };
+
+        let first = self.engine.run(&pod, "first", idle).await?;
+        is_in_the_pod(&first).await?;
+        dies(&first, "killer-1").await?;
+        let first = self.engine.restart(&pod, &first, idle).await?;
+        is_in_the_pod(&first).await?;
+        dies(&first, "killer-2").await?;
+        let second = self.engine.run(&pod, "second", IDLE).await?;
+        is_in_the_pod(&second).await
+    }
+
+    async fn restart(&mut self) -> Result<()> {
+        let (pod, pause) = self.start("restart", Sandbox::Usual).await?;
+        let beside = self.engine.run(&pod, "beside", IDLE).await?;
+        let idle = self.engine.pid(&beside).await?;
+
+        self.engine.restart_daemon().await?;
+        self.still_sleeps(&pod, &pause).await?;
+        same("the container's process", self.engine.pid(&beside).await?, idle)?;
+        self.pause_reaps(&pause, &beside).await?;
+        self.stops(&pod, STOPPED).await
+    }
+
+    async fn killed(&self) -> Result<()> {
+        let (pod, pause) = self.start("killed", Sandbox::Usual).await?;
+        let beside = self.engine.run(&pod, "beside", IDLE).await?;
+        kill(Pid::from_raw(pause.pid), Signal::SIGKILL)?;
+        self.is_down(&pod, 137).await?;
+        // The kernel takes the PID namespace down with its PID 1; gVisor's goes itself.
+        let code = if self.facts.own_kernel { 128 } else { 137 };
+        same("the exit code beside it", self.engine.exit_code(&beside).await?, code)?;
+
+        let pod = self.engine.restart_pod(pod).await?;
+        let pause = self.asleep(&pod).await?;
+        let beside = self.engine.run(&pod, "another", IDLE).await?;
+        self.still_sleeps(&pod, &pause).await?;
+        is_init(&async |script: &str| self.shell(&beside, script).await, self.facts.user).await
+    }
+
+    async fn hardened(&self) -> Result<()> {
+        let pod = self.engine.start_pod("hardened", Sandbox::Usual).await?;
+        let spec = Spec { hardened: true, ..Spec::alone(&self.context.image.reference, &[]) };
+        let container = self.engine.run(&pod, "least", spec).await?;
+        let pid = self.engine.pid(&container).await?;
+        if self.host_sees("capabilities, seccomp and mounts: the host does not see them") {
+            let pause = host::asleep(pid, &self.context.binary, USER).await?;
+            let status = pause.status()?;
+            same("the capabilities it could get", status.capbnd, Some(0))?;
+            same("the flag no_new_privs", status.nonewprivs, Some(1))?;
+            // SECCOMP_MODE_FILTER
+            same("the seccomp mode", status.seccomp, Some(2))?;
+            match self.facts.least_memory {
+                Ok(limit) => same("the memory it may use", host::memory_limit(&pause)?, limit)?,
+                Err(why) => self.context.leaves_out(&format!("the limit of its memory: {why}")),
+            }
+            let mounts = pause.mountinfo()?;
+            let mut root = mounts.iter().filter(|mount| mount.mount_point == Path::new("/"));
+            ensure!(root.all(|root| root.mount_options.contains_key("ro")), "the root is writable");
+        }
+        self.engine.stop(&container).await?;
+        same("the exit code", self.engine.exit_code(&container).await?, 0)?;
+        self.logged(&container, "", STOPPED).await
+    }
+
+    async fn remapped(&mut self) -> Result<()> {
+        self.engine.remap(true).await?;
+        let result = self.has_other_users().await;
+        self.engine.remap(false).await?;
+        result
+    }
+
+    async fn has_other_users(&self) -> Result<()> {
+        self.load().await?;
+        let (pod, pause) = self.start("remapped", Sandbox::Usual).await?;
+        let own = host::namespaces(&Process::myself()?, &["user"])?;
+        ensure!(host::namespaces(&pause, &["user"])? != own, "the user namespace is the host's");
+        ensure!(pause.status()?.euid != self.facts.user, "its user is one of the host's");
+        let beside = self.engine.run(&pod, "beside", IDLE).await?;
+        self.pause_reaps(&pause, &beside).await?;
+        self.stops(&pod, STOPPED).await
+    }
+
+    async fn foreign(&self) -> Result<()> {
+        let mut tried = self.engine.load(images::built(&self.context.image.foreign)?).await;
+        if tried.is_ok() {
+            tried = self.run_foreign().await;
+        }
+        let refusal = tried.err().context("it is not refused")?;
+        if refusal.is::<Untried>() {
+            return Err(refusal);
+        }
+        // The others are containerd's, skopeo's and gVisor's words for an image that has nothing for
+        // this machine.
+        let reasons = [
+            "exec format error",
+            "no match for platform",
+            "image might be filtered out",
+            "no image found in image index for architecture",
+        ];
+        let refusal = format!("{refusal:#}").to_lowercase();
+        let tells_why = reasons.iter().any(|words| refusal.contains(words));
+        ensure!(tells_why, "this does not tell why: {refusal}");
+        Ok(())
+    }
+
+    /// Tries to run what is for another architecture. The error is what the engine says to that.
+    async fn run_foreign(&self) -> Result<()> {
+        let pod = self.engine.start_pod("foreign", Sandbox::Usual).await?;
+        let spec = Spec::alone(images::FOREIGN, &["--version"]);
+        let container = self.engine.run(&pod, "foreign", spec).await?;
+        // As binfmt_misc lets it.
+        let runs = "this machine runs the other architecture's programs";
+        ensure!(self.engine.exit_code(&container).await? != 0, Skip(runs));
+        bail!("{:?}", self.engine.log(&container).await?)
+    }
+
+    async fn platforms(&self) -> Result<()> {
+        self.engine.load(images::built(&self.context.image.all)?).await?;
+        let pod = self.engine.start_pod("platforms", Sandbox::Usual).await?;
+        let container = self.engine.run(&pod, "own", Spec::alone(images::ALL, &[])).await?;
+        let pid = self.engine.pid(&container).await?;
+        if !self.facts.own_kernel {
+            host::asleep(pid, &self.context.binary, USER).await?;
+        }
+        self.engine.stop(&container).await?;
+        same("the exit code", self.engine.exit_code(&container).await?, 0)
+    }
+
+    async fn many(&self) -> Result<()> {
+        let before = surroundings(self.engine).await?;
+        let pods = stream::iter(0..self.context.pods).map(async |number| {
+            let name = format!("many-{number}");
+            self.start(&name, Sandbox::Usual).await.with_context(|| name)
+        });
+        let pods: Vec<_> = pods.buffer_unordered(CLIENTS).try_collect().await?;
+
+        // All of them at once: each is the one that it was, after the last one has started.
+        let pids: HashSet<_> = pods.iter().map(|(_, pause)| pause.pid).collect();
+        same("the number of processes", pids.len() as u64, self.context.pods)?;
+        let ended = stream::iter(pods).map(async |(pod, pause)| {
+            let name = pod.name.clone();
+            self.still_sleeps(&pod, &pause).await.with_context(|| name.clone())?;
+            self.stops(&pod, STOPPED).await.with_context(|| name)?;
+            self.engine.remove_pod(pod).await
+        });
+        ended.buffer_unordered(CLIENTS).try_collect::<()>().await?;
+        is_as_before(&before, async || surroundings(self.engine).await).await
+    }
+
+    async fn build(&self) -> Result<()> {
+        for (builder, binary) in self.engine.build().await? {
+            ensure!(binary == self.context.binary, "{builder} makes another program than cargo");
+        }
+        Ok(())
+    }
+
+    /// Starts a pod and waits until its pause sleeps.
+    async fn start(&self, name: &str, sandbox: Sandbox) -> Result<(Pod, Process)> {
+        let pod = self.engine.start_pod(name, sandbox).await?;
+        let pause = self.asleep(&pod).await?;
+        Ok((pod, pause))
+    }
+
+    /// Whether the host sees into pods. Otherwise `what` is not looked at.
+    fn host_sees(&self, what: &str) -> bool {
+        if self.facts.own_kernel {
+            self.context.leaves_out(what);
+        }
+        !self.facts.own_kernel
+    }
+
+    /// Waits until a pod's pause sleeps; it has to be ours.
+    async fn asleep(&self, pod: &Pod) -> Result<Process> {
+        let pid = self.engine.pid(&pod.pause).await?;
+        if self.host_sees("whether pause sleeps all the time: the host does not see it") {
+            return host::asleep(pid, &self.context.binary, self.facts.user).await;
+        }
+        // Another program has started and ended in that kernel, so pause has had its turn.
+        self.engine.exec(&pod.pause, &["/pause", "--version"]).await?;
+        Ok(Process::new(pid)?)
+    }
+
+    /// Waits until a pod's pause sleeps; it has to be the one that it was, for the engine as well.
+    async fn still_sleeps(&self, pod: &Pod, pause: &Process) -> Result<()> {
+        let now = self.asleep(pod).await?;
+        same("when pause started", now.stat()?.starttime, pause.stat()?.starttime)?;
+        ensure!(self.engine.is_up(pod).await?, "the engine believes the pod {} dead", pod.name);
+        Ok(())
+    }
+
+    /// Has the engine end a pod by SIGTERM, and checks what it then tells about it.
+    async fn stops(&self, pod: &Pod, log: &str) -> Result<()> {
+        if self.facts.stops_by_sigterm {
+            self.engine.stop_pod(pod).await?;
+        } else {
+            self.engine.signal_pod(pod, Signal::SIGTERM).await?;
+        }
+        self.has_ended(pod, 0, log).await
+    }
+
+    /// Waits until a pod has ended with this exit code, for the engine as well.
+    async fn is_down(&self, pod: &Pod, code: i64) -> Result<()> {
+        same("the exit code", self.engine.exit_code(&pod.pause).await?, code)?;
+        becomes("whether the pod is up", async || self.engine.is_up(pod).await, &false).await
+    }
+
+    /// The same, and pause has written just this.
+    async fn has_ended(&self, pod: &Pod, code: i64, stderr: &str) -> Result<()> {
+        self.is_down(pod, code).await?;
+        if self.facts.logs_pause {
+            return self.logged(&pod.pause, "", stderr).await;
+        }
+        self.context.leaves_out("what pause writes: the engine keeps no log of it");
+        Ok(())
+    }
+
+    /// Waits until a log is just this.
+    async fn logged(&self, container: &str, stdout: &str, stderr: &str) -> Result<()> {
+        let expected = [stdout, stderr].map(str::to_owned);
+        becomes("the log", async || self.engine.log(container).await, &expected).await
+    }
+
+    /// The namespaces that a container is in, of those that are shared.
+    async fn namespaces(&self, container: &str) -> Result<Vec<PathBuf>> {
+        let process = Process::new(self.engine.pid(container).await?)?;
+        host::namespaces(&process, self.facts.shared)
+    }
+
+    /// PID 1 of a container is pause, which reaps orphans without being woken for it.
+    async fn pause_reaps(&self, pause: &Process, container: &str) -> Result<()> {
+        let shell = async |script: &str| self.shell(container, script).await;
+        is_init(&shell, self.facts.user).await?;
+        let before = activity(Pid::from_raw(pause.pid))?;
+        reaps(&shell).await?;
+        if self.facts.own_kernel {
+            return Ok(());
+        }
+        same("what pause cost the scheduler", activity(Pid::from_raw(pause.pid))?, before)
+    }
+
+    /// Runs a script in a container and returns what it prints.
+    async fn shell(&self, container: &str, script: &str) -> Result<String> {
+        self.engine.exec(container, &["sh", "-c", script]).await
+    }
 }
 
 /// The processes that run `/pause`.
@@ -241,429 +617,37 @@ pub fn pauses() -> Result<HashSet<i32>> {
     Ok(all_processes()?.flatten().filter(is_pause).map(|process| process.pid).collect())
 }
 
-async fn inside<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    let (pod, pause) = start(engine, context, "inside", Sandbox::Usual).await?;
-    // AppArmor's profile for containers may keep them from signaling pause, which is in no profile.
-    let is_confined = Path::new("/sys/kernel/security/apparmor/profiles").exists();
-    let attempt = Spec::new(BUSYBOX, &["sh", "-c", "kill -TERM 1 && kill -INT 1"]);
-    for user in [E::USER, 0] {
-        let spec = Spec { user: Some(user), ..attempt };
-        let sender = engine.run(&pod, &format!("user-{user}"), spec).await?;
-        let code = engine.exit_code(&sender).await?;
-        ensure!(code == 0 || is_confined, "the sender has exited with {code}");
-        let again = asleep(engine, context, &pod).await?;
-        same("when pause started", again.stat()?.starttime, pause.stat()?.starttime)?;
-        engine.remove(sender).await?;
-    }
-    engine.signal_pod(&pod, Signal::SIGINT).await?;
-    same("the exit code", engine.exit_code(&pod.pause).await?, 0)?;
-    says(engine, context, &pod, &["pause: SIGINT"]).await?;
-    engine.remove_pod(pod).await
-}
-
-async fn arguments(engine: &impl Engine, context: &Context) -> Result<()> {
-    let pod = engine.start_pod("arguments", Sandbox::Usual).await?;
-    let version = format!("pause {}", context.image.version());
-    let unknown = ["pause: unknown argument: --frobnicate", "Try pause --help."];
-    for (name, argument, stdout, stderr, code) in [
-        ("version", "--version", &[version.as_str()][..], &[][..], 0),
-        ("unknown", "--frobnicate", &[], &unknown, 64),
-    ] {
-        let arguments = [argument];
-        let spec = Spec { shares_pid: false, ..Spec::new(&context.image.reference, &arguments) };
-        let container = engine.run(&pod, name, spec).await?;
-        same("the exit code", engine.exit_code(&container).await?, code)?;
-        logged(engine, &container, stdout, stderr).await?;
-    }
-    engine.remove_pod(pod).await
-}
-
-async fn host_pid<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    // Somebody on the host who must not notice.
-    let mut bystander =
-        Command::new("sleep").arg("infinity").stdin(Stdio::null()).kill_on_drop(true).spawn()?;
-
-    let (pod, pause) = start(engine, context, "host-pid", Sandbox::HostPid).await?;
-    let own = host::namespaces(&Process::myself()?, &["pid"])?;
-    let warning: &[_] = if E::OWN_KERNEL {
-        context.leaves_out("the warning: pause is PID 1 of a kernel that knows no other processes");
-        &[]
-    } else {
-        same("the PID namespace", host::namespaces(&pause, &["pid"])?, own)?;
-        &[WARNING]
-    };
-    says(engine, context, &pod, warning).await?;
-    stops(engine, context, &pod, &[warning, &[STOPPED]].concat()).await?;
-    engine.remove_pod(pod).await?;
-
-    same("what became of a process of the host", bystander.try_wait()?, None)
-}
-
-async fn pod<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    let (pod, pause) = start(engine, context, "pod", Sandbox::Usual).await?;
-    let beside = engine.run(&pod, "beside", IDLE).await?;
-
-    if !E::OWN_KERNEL {
-        let shared = host::namespaces(&pause, &kinds::<E>())?;
-        same("the namespaces", namespaces(engine, &beside).await?, shared.clone())?;
-        let own = host::namespaces(&Process::myself()?, &kinds::<E>())?;
-        ensure!(shared.iter().all(|namespace| !own.contains(namespace)), "they are the host's");
-    }
-    pause_is_init(engine, &beside).await?;
-    pause_reaps(&pause, engine, &beside).await?;
-
-    let careless = engine.run(&pod, "careless", Spec { shares_pid: false, ..IDLE }).await?;
-    sleep_does_not_reap(engine, &careless).await?;
-    engine.remove_pod(pod).await
-}
-
-async fn tutorial(engine: &impl Engine, context: &Context) -> Result<()> {
-    let folder = tempfile::Builder::new().prefix("volume-").tempdir_in("/var/tmp")?;
-    // For whatever users the containers have.
-    fs::set_permissions(folder.path(), Permissions::from_mode(0o777))?;
-    let volume = |place| Some((folder.path(), place));
-    let pod = engine.start_pod("tutorial", Sandbox::Usual).await?;
-
-    let spec = Spec { volume: volume("/usr/share/nginx/html"), ..Spec::new(NGINX, &["nginx"]) };
-    let nginx = engine.run(&pod, "nginx", spec).await?;
-    let write = format!("echo '{HELLO}' > /pod-data/index.html");
-    let write = ["sh", "-c", &write];
-    let spec = Spec { volume: volume("/pod-data"), ..Spec::new(BUSYBOX, &write) };
-    let debian = engine.run(&pod, "debian", spec).await?;
-    same("the exit code of the writer", engine.exit_code(&debian).await?, 0)?;
-
-    until("nginx listens", async || {
-        let sockets = engine.exec(&nginx, &["netstat", "-ltn"]).await?;
-        Ok(sockets.contains("0.0.0.0:80 ").then_some(()))
-    })
-    .await?;
-    let fetch = ["wget", "-q", "-O", "-", "http://127.0.0.1/"];
-    let client = engine.run(&pod, "client", Spec::new(BUSYBOX, &fetch)).await?;
-    same("the exit code of the client", engine.exit_code(&client).await?, 0)?;
-    logged(engine, &client, &[HELLO], &[]).await?;
-
-    match engine.address(&pod).await? {
-        Some(address) => {
-            let mut fetch = engine.on_host("busybox");
-            fetch.args(["wget", "-q", "-O", "-", &format!("http://{address}/")]);
-            same("what the host fetches", success(&mut fetch).await?, HELLO.to_owned())?;
-        }
-        None => context.leaves_out("whether the host can fetch it: the pod has no address"),
-    }
-    engine.remove_pod(pod).await
-}
-
-async fn shared<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    let pod = engine.start_pod("shared", Sandbox::Usual).await?;
-    let idle = Spec { image: NGINX, ..IDLE };
-    let first = engine.run(&pod, "first", idle).await?;
-    let second = engine.run(&pod, "second", IDLE).await?;
-    let other = engine.start_pod("unshared", Sandbox::Usual).await?;
-    let stranger = engine.run(&other, "stranger", IDLE).await?;
-    let has_address = engine.address(&pod).await?.is_some();
-
-    engine.exec(&first, &["ipcmk", "--shmem", "4096", "--semaphore", "3"]).await?;
-    for (what, script, lines) in [
-        ("the interface and its MAC", "ip -o link show dev eth0", 1),
-        ("the address", "ip -4 -o address show dev eth0", 1),
-        ("the host name", "hostname", 1),
-        // Below a line of headings.
-        ("the shared memory", "cat /proc/sysvipc/shm", 2),
-        ("the semaphores", "cat /proc/sysvipc/sem", 2),
-    ] {
-        if script.contains("eth0") && !has_address {
-            context.leaves_out("network interfaces: the pod has none");
-            continue;
-        }
-        if script.contains("sysvipc") && E::OWN_KERNEL {
-            context.leaves_out("System V IPC: the pod's kernel has no /proc/sysvipc");
-            continue;
-        }
-        let seen = shell(engine, &first, script).await?;
-        same(&format!("the lines on {what}"), seen.lines().count(), lines)?;
-        same(what, shell(engine, &second, script).await?, seen.clone())?;
-        let elsewhere = shell(engine, &stranger, script).await?;
-        ensure!(elsewhere != seen, "{what} is the same in another pod: {seen}");
-    }
-    engine.remove_pod(pod).await?;
-    engine.remove_pod(other).await
-}
-
-async fn replace<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    let (pod, pause) = start(engine, context, "replace", Sandbox::Usual).await?;
-    let shared = host::namespaces(&pause, &kinds::<E>())?;
-    let address = engine.address(&pod).await?;
-
-    let idle = Spec { image: NGINX, ..IDLE };
-    let first = engine.run(&pod, "first", idle).await?;
-    let dies = async |container: &Container| {
-        let code = if E::OWN_KERNEL {
-            // By SIGTERM, which is no PID 1's here.
-            engine.stop(container).await?;
-            143
-        } else {
-            kill(Pid::from_raw(engine.pid(container).await?), Signal::SIGKILL)?;
-            137
-        };
-        same("the exit code", engine.exit_code(container).await?, code)
-    };
-    let is_in_the_pod = async |container: &Container| {
-        same("the namespaces", namespaces(engine, container).await?, shared.clone())?;
-        if let Some(address) = &address {
-            let seen = shell(engine, container, "ip -4 -o address show dev eth0").await?;
-            ensure!(seen.contains(&format!(" {address}/")), "its address is another: {seen}");
-        }
-        same("the pod's address", engine.address(&pod).await?, address.clone())?;
-        let again = asleep(engine, context, &pod).await?;
-        same("when pause started", again.stat()?.starttime, pause.stat()?.starttime)
-    };
-    is_in_the_pod(&first).await?;
-    dies(&first).await?;
-    let first = engine.restart(&pod, first, idle).await?;
-    is_in_the_pod(&first).await?;
-    dies(&first).await?;
-    engine.remove(first).await?;
-    let second = engine.run(&pod, "second", IDLE).await?;
-    is_in_the_pod(&second).await?;
-    engine.remove_pod(pod).await
-}
-
-async fn restart<E: Engine>(engine: &mut E, context: &Context) -> Result<()> {
-    let (pod, pause) = start(engine, context, "restart", Sandbox::Usual).await?;
-    let beside = engine.run(&pod, "beside", IDLE).await?;
-    let idle = engine.pid(&beside).await?;
-
-    engine.restart_daemon().await?;
-    let engine = &*engine;
-    ensure!(engine.is_up(&pod).await?, "the engine lost the pod");
-    let again = asleep(engine, context, &pod).await?;
-    same("when pause started", again.stat()?.starttime, pause.stat()?.starttime)?;
-    same("the container's process", engine.pid(&beside).await?, idle)?;
-    pause_reaps(&pause, engine, &beside).await?;
-    stops(engine, context, &pod, &[STOPPED]).await?;
-    engine.remove_pod(pod).await
-}
-
-async fn killed<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    let (pod, pause) = start(engine, context, "killed", Sandbox::Usual).await?;
-    let beside = engine.run(&pod, "beside", IDLE).await?;
-    kill(Pid::from_raw(pause.pid), Signal::SIGKILL)?;
-    same("the exit code", engine.exit_code(&pod.pause).await?, 137)?;
-    is_down(engine, &pod).await?;
-    // The kernel takes the PID namespace down with its PID 1; gVisor's goes itself.
-    let code = if E::OWN_KERNEL { 128 } else { 137 };
-    same("the exit code beside it", engine.exit_code(&beside).await?, code)?;
-
-    let pod = engine.restart_pod(pod).await?;
-    asleep(engine, context, &pod).await?;
-    ensure!(engine.is_up(&pod).await?, "the engine believes it dead");
-    let beside = engine.run(&pod, "another", IDLE).await?;
-    pause_is_init(engine, &beside).await?;
-    engine.remove_pod(pod).await
-}
-
-async fn hardened<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    let pod = engine.start_pod("hardened", Sandbox::Usual).await?;
-    let spec =
-        Spec { shares_pid: false, hardened: true, ..Spec::new(&context.image.reference, &[]) };
-    let container = engine.run(&pod, "least", spec).await?;
-    if E::OWN_KERNEL {
-        context.leaves_out("capabilities, seccomp and mounts: the host does not see them");
-        engine.pid(&container).await?;
-    } else {
-        let pause = host::asleep(engine.pid(&container).await?, &context.binary, USER).await?;
-        let status = pause.status()?;
-        same("the capabilities it could get", status.capbnd, Some(0))?;
-        same("the flag no_new_privs", status.nonewprivs, Some(1))?;
-        // SECCOMP_MODE_FILTER
-        same("the seccomp mode", status.seccomp, Some(2))?;
-        match E::NO_MEMORY_LIMIT {
-            None => same("the memory it may use", host::memory_limit(&pause)?, E::LEAST_MEMORY)?,
-            Some(reason) => context.leaves_out(&format!("the limit of its memory: {reason}")),
-        }
-        let mounts = pause.mountinfo()?;
-        let mut root = mounts.iter().filter(|mount| mount.mount_point == Path::new("/"));
-        ensure!(root.all(|root| root.mount_options.contains_key("ro")), "the root is writable");
-    }
-    engine.stop(&container).await?;
-    same("the exit code", engine.exit_code(&container).await?, 0)?;
-    logged(engine, &container, &[], &[STOPPED]).await?;
-    engine.remove_pod(pod).await
-}
-
-async fn remapped(engine: &mut impl Engine, context: &Context) -> Result<()> {
-    engine.remap(true).await?;
-    let result = has_other_users(engine, context).await;
-    engine.remap(false).await?;
-    result
-}
-
-async fn has_other_users<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    load(engine, context).await?;
-    let (pod, pause) = start(engine, context, "remapped", Sandbox::Remapped).await?;
-    let own = host::namespaces(&Process::myself()?, &["user"])?;
-    ensure!(host::namespaces(&pause, &["user"])? != own, "the user namespace is the host's");
-    ensure!(pause.status()?.euid != E::USER, "its user is one of the host's");
-    let beside = engine.run(&pod, "beside", IDLE).await?;
-    pause_is_init(engine, &beside).await?;
-    pause_reaps(&pause, engine, &beside).await?;
-    stops(engine, context, &pod, &[STOPPED]).await?;
-    engine.remove_pod(pod).await
-}
-
-async fn foreign(engine: &impl Engine, context: &Context) -> Result<()> {
-    let archive = context.image.foreign()?;
-    let refusal = match engine.load(archive).await {
-        Err(refusal) => format!("{refusal:#}"),
-        Ok(()) => run_foreign(engine).await?,
-    };
-    // The others are containerd's, skopeo's and gVisor's words for an image that has nothing for
-    // this machine.
-    let reasons = [
-        "exec format error",
-        "no match for platform",
-        "image might be filtered out",
-        "no image found in image index for architecture",
-    ];
-    let refusal = refusal.to_lowercase();
-    let tells_why = reasons.iter().any(|words| refusal.contains(words));
-    ensure!(tells_why, "this does not tell why: {refusal}");
-    Ok(())
-}
-
-/// Tries to run what is for another architecture, and returns what the engine says to that.
-async fn run_foreign(engine: &impl Engine) -> Result<String> {
-    let pod = engine.start_pod("foreign", Sandbox::Usual).await?;
-    let spec = Spec { shares_pid: false, ..Spec::new(images::FOREIGN, &["--version"]) };
-    let refusal = match engine.run(&pod, "foreign", spec).await {
-        Err(refusal) => format!("{refusal:#}"),
-        Ok(container) => {
-            let code = engine.exit_code(&container).await?;
-            // As binfmt_misc lets it.
-            ensure!(code != 0, Skip("this machine runs the other architecture's programs".into()));
-            format!("{:?}", engine.log(&container).await?)
-        }
-    };
-    engine.remove_pod(pod).await?;
-    Ok(refusal)
-}
-
-async fn platforms<E: Engine>(engine: &E, context: &Context) -> Result<()> {
-    engine.load(context.image.all()?).await?;
-    let pod = engine.start_pod("platforms", Sandbox::Usual).await?;
-    let spec = Spec { shares_pid: false, ..Spec::new(images::ALL, &[]) };
-    let container = engine.run(&pod, "own", spec).await?;
-    let pid = engine.pid(&container).await?;
-    if !E::OWN_KERNEL {
-        host::asleep(pid, &context.binary, USER).await?;
-    }
-    engine.stop(&container).await?;
-    same("the exit code", engine.exit_code(&container).await?, 0)?;
-    engine.remove_pod(pod).await
-}
-
-async fn many(engine: &impl Engine, context: &Context) -> Result<()> {
-    let before = surroundings(engine).await?;
-    let pods = stream::iter(0..context.pods).map(async |number| {
-        let name = format!("many-{number}");
-        start(engine, context, &name, Sandbox::Usual).await.with_context(|| name)
-    });
-    let pods: Vec<_> = pods.buffer_unordered(CLIENTS).try_collect().await?;
-
-    // All of them at once.
-    let pids: HashSet<_> = pods.iter().map(|(_, pause)| pause.pid).collect();
-    same("the number of processes", pids.len() as u64, context.pods)?;
-    let checked = stream::iter(&pods).map(async |(pod, pause)| {
-        let again = asleep(engine, context, pod).await.with_context(|| pod.name.clone())?;
-        same("when pause started", again.stat()?.starttime, pause.stat()?.starttime)?;
-        ensure!(engine.is_up(pod).await?, "the engine lost {}", pod.name);
-        anyhow::Ok(())
-    });
-    checked.buffer_unordered(CLIENTS).try_collect::<()>().await?;
-
-    let stopped = stream::iter(pods).map(async |(pod, _)| {
-        stops(engine, context, &pod, &[STOPPED]).await.with_context(|| pod.name.clone())?;
-        engine.remove_pod(pod).await
-    });
-    stopped.buffer_unordered(CLIENTS).try_collect::<()>().await?;
-    is_as_before(&before, async || surroundings(engine).await).await
-}
-
-async fn build(engine: &impl Engine, context: &Context) -> Result<()> {
-    for (builder, binary) in engine.build().await? {
-        ensure!(binary == context.binary, "{builder} makes another program than cargo");
-    }
-    Ok(())
-}
-
-/// Runs scripts in a container.
-pub trait Shell {
-    /// Runs one and returns what it prints.
-    async fn shell(&self, script: &str) -> Result<String>;
-}
-
-impl<E: Engine> Shell for (&E, &Container) {
-    async fn shell(&self, script: &str) -> Result<String> {
-        shell(self.0, self.1, script).await
-    }
-}
-
-async fn pause_is_init<E: Engine>(engine: &E, container: &Container) -> Result<()> {
-    is_init(&(engine, container), E::USER).await
-}
-
 /// PID 1 is `/pause`, as the user it is to be, where the container's own `ps` looks.
-pub async fn is_init(container: &impl Shell, user: u32) -> Result<()> {
-    let list = container.shell("ps -o pid,user,args").await?;
-    let init = list
-        .lines()
-        .map(|line| line.split_whitespace().collect::<Vec<_>>())
-        .find(|columns| columns.first() == Some(&"1"))
-        .with_context(|| format!("ps shows no PID 1:\n{list}"))?;
+pub async fn is_init(shell: &impl AsyncFn(&str) -> Result<String>, user: u32) -> Result<()> {
+    let line = shell("ps -o pid,user,args | grep '^ *1 '").await?;
+    let init: Vec<_> = line.split_whitespace().collect();
     same("PID 1 in ps", init, vec!["1", &user.to_string(), "/pause"])
 }
 
-/// Orphans in the pod are reaped, and pause is not woken for it.
-async fn pause_reaps<E: Engine>(pause: &Process, engine: &E, container: &Container) -> Result<()> {
-    let pid = Pid::from_raw(pause.pid);
-    let before = activity(pid)?;
-    reaps(&(engine, container)).await?;
-    if E::OWN_KERNEL {
-        return Ok(());
-    }
-    same("what pause cost the scheduler", activity(pid)?, before)
-}
-
 /// Orphans leave no zombie.
-pub async fn reaps(container: &impl Shell) -> Result<()> {
-    make_orphans(container).await?;
-    let mut left = 0;
-    let gone = until("every orphan is gone", async || {
-        left = orphans(container).await?.len();
-        Ok((left == 0).then_some(()))
-    });
-    gone.await.with_context(|| format!("{left} orphans are left"))
+pub async fn reaps(shell: &impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+    make_orphans(shell).await?;
+    becomes("the number of orphans", async || Ok(orphans(shell).await?.len()), &0).await
 }
 
-/// The counterpart, without which [`pause_reaps`] proves nothing: where PID 1 does not reap, the same
+/// The counterpart, without which [`reaps`] proves nothing: where PID 1 does not reap, the same
 /// orphans remain as zombies, and are found.
-async fn sleep_does_not_reap(engine: &impl Engine, container: &Container) -> Result<()> {
-    make_orphans(&(engine, container)).await?;
-    let mut zombies = 0;
-    let all = until("every orphan is a zombie", async || {
-        let orphans = orphans(&(engine, container)).await?;
-        zombies = orphans.iter().filter(|orphan| orphan.state == 'Z').count();
-        Ok((zombies >= ORPHANS).then_some(()))
-    });
-    all.await.with_context(|| format!("{zombies} zombies are there"))
+async fn sleep_does_not_reap(shell: &impl AsyncFn(&str) -> Result<String>) -> Result<()> {
+    make_orphans(shell).await?;
+    let zombies = async || {
+        let orphans = orphans(shell).await?;
+        // gVisor adds those of the commands that look.
+        Ok(orphans.iter().filter(|state| state.starts_with('Z')).count().min(ORPHANS))
+    };
+    becomes("the number of zombies", zombies, &ORPHANS).await
 }
 
 /// Forks twice for each orphan: its parent ends at once.
-async fn make_orphans(container: &impl Shell) -> Result<()> {
+async fn make_orphans(shell: &impl AsyncFn(&str) -> Result<String>) -> Result<()> {
     // A new process prints its PID. (The last command of a script would not be a new process.)
     let newest = "sh -c 'echo $$'";
     let script = format!("{newest}; for i in $(seq {ORPHANS}); do (: &); done; {newest}; :");
-    let pids = container.shell(&script).await?;
+    let pids = shell(&script).await?;
     let pids: Vec<usize> = pids.lines().map(str::parse).collect::<Result<_, _>>()?;
     ensure!(
         matches!(pids[..], [before, after] if after >= before + 2 * ORPHANS),
@@ -672,107 +656,16 @@ async fn make_orphans(container: &impl Shell) -> Result<()> {
     Ok(())
 }
 
-/// The processes whose parent is PID 1. What engines put into a pod has a parent outside of it.
-async fn orphans(container: &impl Shell) -> Result<Vec<Stat>> {
-    // Some end while cat is on its way.
-    let stats = container.shell("cat /proc/[0-9]*/stat 2>/dev/null || true").await?;
-    let stats: Vec<_> = stats
-        .lines()
-        .map(|line| Stat::from_read(line.as_bytes()))
-        .collect::<Result<_, _>>()
-        .with_context(|| format!("cannot read {stats:?}"))?;
-    ensure!(stats.iter().any(|stat| stat.pid == 1), "PID 1 is not in /proc");
-    Ok(stats.into_iter().filter(|stat| stat.ppid == 1).collect())
-}
-
-/// Runs a script in a container and returns what it prints.
-async fn shell(engine: &impl Engine, container: &Container, script: &str) -> Result<String> {
-    engine.exec(container, &["sh", "-c", script]).await
-}
-
-/// Starts a pod and waits until its pause sleeps.
-async fn start(
-    engine: &impl Engine,
-    context: &Context,
-    name: &str,
-    sandbox: Sandbox,
-) -> Result<(Pod, Process)> {
-    let pod = engine.start_pod(name, sandbox).await?;
-    let pause = asleep(engine, context, &pod).await?;
-    Ok((pod, pause))
-}
-
-/// Waits until a pod's pause sleeps; it has to be ours.
-async fn asleep<E: Engine>(engine: &E, context: &Context, pod: &Pod) -> Result<Process> {
-    let pid = engine.pid(&pod.pause).await?;
-    if E::OWN_KERNEL {
-        context.leaves_out("whether pause sleeps all the time: the host does not see it");
-        // Another program has started and ended in that kernel, so pause has had its turn.
-        engine.exec(&pod.pause, &["/pause", "--version"]).await?;
-        return Ok(Process::new(pid)?);
-    }
-    host::asleep(pid, &context.binary, E::USER).await
-}
-
-/// Has the engine end a pod by SIGTERM, and checks what it then tells about it.
-async fn stops<E: Engine>(engine: &E, context: &Context, pod: &Pod, log: &[&str]) -> Result<()> {
-    if E::STOPS_BY_SIGTERM {
-        engine.stop_pod(pod).await?;
-    } else {
-        engine.signal_pod(pod, Signal::SIGTERM).await?;
-    }
-    same("the exit code", engine.exit_code(&pod.pause).await?, 0)?;
-    is_down(engine, pod).await?;
-    says(engine, context, pod, log).await
-}
-
-/// Waits until the engine takes note that a pod does not live any more.
-async fn is_down(engine: &impl Engine, pod: &Pod) -> Result<()> {
-    let down = async || Ok((!engine.is_up(pod).await?).then_some(()));
-    until("the engine finds the pod dead", down).await
-}
-
-/// Waits until a pod's pause has said just this on stderr, where the engine keeps it.
-async fn says(engine: &impl Engine, context: &Context, pod: &Pod, stderr: &[&str]) -> Result<()> {
-    if engine.log(&pod.pause).await?.is_none() {
-        context.leaves_out("what pause writes: the engine keeps no log of it");
-        return Ok(());
-    }
-    logged(engine, &pod.pause, &[], stderr).await
-}
-
-/// Waits until a log is complete, and just this.
-async fn logged(
-    engine: &impl Engine,
-    container: &Container,
-    stdout: &[&str],
-    stderr: &[&str],
-) -> Result<()> {
-    let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
-    let expected = Log { stdout: lines(stdout), stderr: lines(stderr) };
-    let mut seen = Log::default();
-    let complete = until("the log is complete", async || {
-        seen = engine.log(container).await?.context("there is no log")?;
-        let complete =
-            seen.stdout.len() >= stdout.len() && seen.stderr.len() >= expected.stderr.len();
-        Ok(complete.then_some(()))
-    });
-    complete.await.with_context(|| format!("the log is {seen:?}, not {expected:?}"))?;
-    same("the log", seen, expected)
-}
-
-/// The namespaces that the containers of a pod share, the PID namespace among them.
-fn kinds<E: Engine>() -> Vec<&'static str> {
-    [E::SHARED, &["pid"]].concat()
-}
-
-/// The namespaces that a container is in, of those that are shared.
-async fn namespaces<E: Engine>(engine: &E, container: &Container) -> Result<Vec<u64>> {
-    host::namespaces(&Process::new(engine.pid(container).await?)?, &kinds::<E>())
+/// The states of the processes whose parent is PID 1. What engines put into a pod has a parent
+/// outside of it.
+async fn orphans(shell: &impl AsyncFn(&str) -> Result<String>) -> Result<Vec<String>> {
+    let list = shell("ps -o ppid,stat").await?;
+    let orphans = list.lines().filter_map(|line| line.trim_start().strip_prefix("1 "));
+    Ok(orphans.map(|state| state.trim().to_owned()).collect())
 }
 
 /// Everything that comes and goes with a pod, on the host and in the engine's lists.
-pub async fn surroundings(engine: &impl engine::Column) -> Result<HashSet<String>> {
+pub async fn surroundings(engine: &impl Column) -> Result<HashSet<String>> {
     let mut found = host::surroundings()?;
     found.extend(engine.list().await?);
     Ok(found)
@@ -783,11 +676,6 @@ pub async fn is_as_before(
     before: &HashSet<String>,
     now: impl AsyncFn() -> Result<HashSet<String>>,
 ) -> Result<()> {
-    let mut left = Vec::new();
-    let gone = until("nothing is left", async || {
-        left = now().await?.difference(before).cloned().collect();
-        left.sort();
-        Ok(left.is_empty().then_some(()))
-    });
-    gone.await.with_context(|| format!("left behind: {}", left.join(", ")))
+    let left = async || Ok(now().await?.difference(before).cloned().collect());
+    becomes("what is left behind", left, &BTreeSet::new()).await
 }

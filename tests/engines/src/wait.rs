@@ -1,7 +1,7 @@
 //! Waits for states and for commands. The limits turn a hang into a failure; they measure nothing.
 
 use anyhow::{Context, Result, bail, ensure};
-use std::ffi::OsStr;
+use std::fmt::Debug;
 use std::process::{Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -29,19 +29,28 @@ pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<
     timeout(limit(60), looking).await.unwrap_or_else(|_| bail!("waited in vain until {state}"))
 }
 
+/// Looks again and again until what is seen is what is expected.
+pub async fn becomes<T: PartialEq + Debug>(
+    what: &str,
+    look: impl AsyncFn() -> Result<T>,
+    expected: &T,
+) -> Result<()> {
+    let mut last = None;
+    let state = format!("{what} is as expected");
+    let reached = until(&state, async || {
+        let seen = last.insert(look().await?);
+        Ok((seen == expected).then_some(()))
+    });
+    reached.await.with_context(|| format!("{what}: {last:?}, where {expected:?} was expected"))
+}
+
 /// Runs a command to its end, whatever its exit code.
 pub async fn end(command: &mut Command) -> Result<Output> {
     let run = command.kill_on_drop(true).stdin(Stdio::null()).output();
-    let output =
-        timeout(limit(300), run).await.with_context(|| format!("{} hangs", shown(command)))?;
-    output.with_context(|| format!("cannot run {}", shown(command)))
-}
-
-/// A command as one would type it.
-fn shown(command: &Command) -> String {
+    let run = timeout(limit(300), run).await;
     let command = command.as_std();
-    let words = [command.get_program()].into_iter().chain(command.get_args());
-    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+    run.with_context(|| format!("{command:?} hangs"))?
+        .with_context(|| format!("cannot run {command:?}"))
 }
 
 /// Runs a command that has to succeed and returns what it prints, without the last line break. The
@@ -50,7 +59,8 @@ pub async fn success(command: &mut Command) -> Result<String> {
     let output = end(command).await?;
     let stdout = String::from_utf8(output.stdout)?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}: {}\n{stdout}{stderr}", shown(command), output.status);
+    let (command, status) = (command.as_std(), output.status);
+    ensure!(status.success(), "{command:?}: {status}\n{stdout}{stderr}");
     Ok(stdout.trim_end().to_owned())
 }
 
