@@ -10,16 +10,16 @@ use harness::build::{self, Flavor};
 use harness::helper;
 use harness::helper::spawn;
 use harness::proc::{activity, anonymous, state, wait_until};
-use harness::sandbox::{self, Sandbox, Setup, USER, ensure_inside};
+use harness::sandbox::{self, STOPPED, Sandbox, Setup, USER, ensure_inside};
 use harness::trial::{Trials, obstacle};
 use nix::libc;
+use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
-
-const STOPPED: &str = "pause: SIGTERM\n";
+use std::sync::LazyLock;
 
 /// Attempts that are made from outside, too, and whether they end the pod.
 const FROM_OUTSIDE: [(&str, bool); 5] =
@@ -29,44 +29,48 @@ helper!(ATTACKER = attack);
 helper!(CONTAINER_ROOT = |_| attacks::become_container_root(0));
 helper!(FLOOD = flood);
 
+const FLAVORS: [Flavor; 2] = [Flavor::Freestanding, Flavor::Hosted];
+
 fn main() -> ExitCode {
     helper::dispatch();
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
     let no_root = (!geteuid().is_root()).then(|| "only root can choose the pod's user".to_owned());
+    let no_root = no_sandbox.clone().or(no_root);
 
-    for flavor in [Flavor::Freestanding, Flavor::Hosted] {
-        let binary = build::build(flavor).expect("the release binary can be built");
-        let setup =
-            move |binary: &Path| Setup::new(binary).with_libraries(flavor == Flavor::Hosted);
+    for flavor in FLAVORS {
         let prefix = format!("{flavor:?}").to_lowercase();
         for attacker in &ATTACKERS {
-            let other_user =
-                no_root.clone().filter(|_| !["user", "nested"].contains(&attacker.name));
+            let is_for_all = ["user", "nested"].contains(&attacker.name);
+            let obstacle = if is_for_all { &no_sandbox } else { &no_root };
             for attack in ATTACKS {
-                let (name, binary) =
-                    (format!("{prefix}::{}::{}", attack.name, attacker.name), binary.clone());
-                let obstacle = no_sandbox.clone().or(other_user.clone());
-                trials.add(name, obstacle, move || check_attack(setup(&binary), attack, attacker));
+                let run = move || check_attack(setup(flavor), attack, attacker);
+                let name = format!("{prefix}::{}::{}", attack.name, attacker.name);
+                trials.add(name, obstacle.clone(), run);
             }
         }
         for (name, ends) in FROM_OUTSIDE {
-            let binary_ = binary.clone();
-            let run = move || check_from_outside(setup(&binary_).start()?, name, ends);
+            let run = move || check_from_outside(setup(flavor).asleep()?, name, ends);
             trials.add(format!("{prefix}::{name}::from_outside"), no_sandbox.clone(), run);
         }
-        let run = move || check_flood(setup(&binary).start()?);
-        trials.add(format!("{prefix}::flood"), no_sandbox.clone().or(no_root.clone()), run);
+        let run = move || check_flood(setup(flavor).asleep()?);
+        trials.add(format!("{prefix}::flood"), no_root.clone(), run);
     }
     trials.run()
+}
+
+fn setup(flavor: Flavor) -> Setup {
+    static BINARIES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
+        FLAVORS.map(|flavor| build::build(flavor).expect("the release binary can be built"))
+    });
+    Setup::new(&BINARIES[flavor as usize]).with_libraries(flavor == Flavor::Hosted)
 }
 
 /// Checks the outcome of an attack on PID 1.
 fn check_attack(setup: Setup, attack: &Attack, attacker: &Attacker) -> Result<()> {
     let setup = setup.user(attacker.pod_user);
     let sandbox = if attacker.pod_user == 0 { setup.prepare(&CONTAINER_ROOT) } else { setup };
-    let sandbox = sandbox.start()?;
-    sandbox.wait_until_asleep()?;
+    let sandbox = sandbox.asleep()?;
     let before = activity(sandbox.pid)?;
     let mut command = sandbox.command(&ATTACKER);
     let output = command.args([attack.name, attacker.name]).output()?;
@@ -74,11 +78,11 @@ fn check_attack(setup: Setup, attack: &Attack, attacker: &Attacker) -> Result<()
     let stderr = String::from_utf8_lossy(&output.stderr);
 
     let outcome = (attacker.outcome)(attack);
-    let result = stdout.strip_prefix("the control succeeded\n");
-    let result = result.with_context(|| format!("the control failed: {stdout}{stderr}"))?;
+    let result = stdout.split_once("the control succeeded\n");
+    let (_, result) = result.with_context(|| format!("the control failed: {stdout}{stderr}"))?;
     if outcome == Outcome::Ends {
         // The attacker ends together with PID 1.
-        return ends(sandbox);
+        return sandbox.ends(0, STOPPED);
     }
     ensure!(output.status.success(), "{stderr}");
     match outcome {
@@ -90,20 +94,11 @@ fn check_attack(setup: Setup, attack: &Attack, attacker: &Attacker) -> Result<()
     let was_woken = activity(sandbox.pid)?.voluntary_switches != before.voluntary_switches;
     let wakes = outcome == Outcome::Ignored;
     ensure!(was_woken == wakes, "PID 1 was woken: {was_woken} instead of {wakes}");
-    sandbox.signal(Signal::SIGTERM)?;
-    ends(sandbox)
-}
-
-/// Checks that PID 1 exits with 0 after a SIGTERM, and has not printed anything else.
-fn ends(sandbox: Sandbox) -> Result<()> {
-    let (status, stderr) = sandbox.wait()?;
-    ensure!(status.code() == Some(0) && stderr == STOPPED, "{status}, {stderr:?}");
-    Ok(())
+    sandbox.stops(Signal::SIGTERM, STOPPED)
 }
 
 /// Makes an attempt from the parent PID namespace.
 fn check_from_outside(sandbox: Sandbox, name: &str, is_obeyed: bool) -> Result<()> {
-    sandbox.wait_until_asleep()?;
     let before = activity(sandbox.pid)?;
     (find(name)?.run)(sandbox.pid)?;
     if !is_obeyed {
@@ -111,12 +106,11 @@ fn check_from_outside(sandbox: Sandbox, name: &str, is_obeyed: bool) -> Result<(
         sandbox.wait_until_asleep()?;
         sandbox.signal(Signal::SIGTERM)?;
     }
-    ends(sandbox)
+    sandbox.ends(0, STOPPED)
 }
 
 /// Checks that PID 1 does not grow by signals that it ignores.
 fn check_flood(sandbox: Sandbox) -> Result<()> {
-    sandbox.wait_until_asleep()?;
     // The first signal needs a page of the stack, which stays.
     sandbox.run(&FLOOD, &["1"])?;
     sandbox.wait_until_asleep()?;
@@ -125,8 +119,7 @@ fn check_flood(sandbox: Sandbox) -> Result<()> {
     sandbox.wait_until_asleep()?;
     let after = anonymous(sandbox.pid)?;
     ensure!(before == after, "{before} KiB of anonymous memory became {after}");
-    sandbox.signal(Signal::SIGTERM)?;
-    ends(sandbox)
+    sandbox.stops(Signal::SIGTERM, STOPPED)
 }
 
 fn flood(arguments: &[OsString]) -> Result<()> {
@@ -151,7 +144,7 @@ fn attack(arguments: &[OsString]) -> Result<()> {
     ensure_inside()?;
     attacks::prepare()?;
     (attacker.become_attacker)(attacker.pod_user)?;
-    attacks::unprotect()?;
+    set_dumpable(true)?;
 
     let victim = if attack.on_itself { Pid::this() } else { spawn(attacks::park)? };
     wait_until("the control sleeps", || attack.on_itself || state(victim) == Some('S'))?;
@@ -166,7 +159,7 @@ fn attack(arguments: &[OsString]) -> Result<()> {
         attacks::nest_children()?;
     }
     match (attack.run)(Pid::from_raw(1)) {
-        Ok(effect) => print!("{effect}"),
+        Ok(()) => {}
         Err(error) => match error.raw_os_error() {
             Some(libc::EPERM | libc::EACCES | libc::EINVAL) => print!("refused"),
             _ => return Err(error.into()),

@@ -7,25 +7,25 @@
 
 #![expect(clippy::incompatible_msrv, reason = "only the product supports an older Rust")]
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor};
 use harness::calls::{self, Call, Refused};
 use harness::cgroup::Cgroup;
 use harness::helper;
 use harness::helper::{Helper, spawn};
 use harness::orphans::number;
-use harness::proc::{SLEEPING_CALL, activity, catches, children, wait_until};
-use harness::process::{PauseProcess, Spawn};
-use harness::sandbox::{self, Sandbox, Setup};
-use harness::seccomp;
-use harness::trial::{Trials, obstacle};
+use harness::proc::{SLEEPING_CALL, catches, children, wait_until};
+use harness::process::{LIMITS, PauseProcess, Spawn, set_limit};
+use harness::sandbox::{self, STOPPED, Sandbox, Setup, WARNING};
+use harness::trial::{Test, Trials, obstacle};
+use harness::{seccomp, tests};
 use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::ptrace;
-use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::WaitStatus;
 use nix::unistd::{Pid, SysconfVar, getppid, sysconf, write};
+use procfs::process::Process;
 use std::ffi::OsString;
 use std::hint::spin_loop;
 use std::io::{self, PipeReader, Read, Write};
@@ -35,29 +35,19 @@ use std::sync::LazyLock;
 use std::thread;
 use std::time::Instant;
 
-const STOPPED: &str = "pause: SIGTERM\n";
-const WARNING: &str = "pause: warning: not PID 1\n";
-
-helper!(TRACE = trace);
-helper!(ALLOW_ONLY = allow_only);
-helper!(STEPS = steps);
-helper!(DELAYS = delays);
-helper!(LIMITS_OF_ZERO = limits_of_zero);
-helper!(LITTLE_ADDRESS_SPACE = little_address_space);
-helper!(LITTLE_STACK = little_stack);
+helper!(INSIDE = inside);
 helper!(REFUSED = refused);
 helper!(IN_CGROUP = in_cgroup);
-helper!(IN_FULL_CGROUP = in_full_cgroup);
 
-/// Trials that need nothing but a sandbox: each is a helper that runs in one.
-const IN_SANDBOX: &[(&str, &Helper)] = &[
-    ("its_system_calls_are_those_listed", &TRACE),
-    ("the_listed_system_calls_are_enough", &ALLOW_ONLY),
-    ("sigterm_before_any_instruction", &STEPS),
-    ("sigterm_after_any_delay", &DELAYS),
-    ("limits_of_zero", &LIMITS_OF_ZERO),
-    ("little_address_space", &LITTLE_ADDRESS_SPACE),
-    ("little_stack", &LITTLE_STACK),
+/// Trials that need nothing but a sandbox.
+const IN_SANDBOX: &[Test] = tests![
+    its_system_calls_are_those_listed,
+    the_listed_system_calls_are_enough,
+    sigterm_before_any_instruction,
+    sigterm_after_any_delay,
+    limits_of_zero,
+    little_address_space,
+    little_stack,
 ];
 
 /// A trial that needs a control group: what it is called, the group's controller, and what to do.
@@ -73,12 +63,12 @@ fn main() -> ExitCode {
     helper::dispatch();
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
-    for (name, helper) in IN_SANDBOX {
-        let run = || run_in_sandbox(helper, &[]);
+    for (name, _) in IN_SANDBOX {
+        let run = || run_in_sandbox(&INSIDE, name);
         trials.add(format!("freestanding::{name}"), no_sandbox.clone(), run);
     }
     for (index, call) in calls::until_asleep(false).enumerate() {
-        let run = move || run_in_sandbox(&REFUSED, &[&index.to_string()]);
+        let run = move || run_in_sandbox(&REFUSED, &index.to_string());
         trials.add(format!("freestanding::refused::{}", call.name), no_sandbox.clone(), run);
     }
     for (name, controller, run) in IN_CGROUPS {
@@ -89,8 +79,8 @@ fn main() -> ExitCode {
     trials.run()
 }
 
-fn run_in_sandbox(helper: &Helper, arguments: &[&str]) -> Result<()> {
-    sandbox()?.run(helper, arguments).map(drop)
+fn run_in_sandbox(helper: &Helper, argument: &str) -> Result<()> {
+    sandbox()?.run(helper, &[argument]).map(drop)
 }
 
 /// A sandbox to start processes in.
@@ -98,9 +88,13 @@ fn sandbox() -> Result<Sandbox> {
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
         build::build(Flavor::Freestanding).expect("the release binary can be built")
     });
-    let sandbox = Setup::new(&BINARY).start()?;
-    sandbox.wait_until_asleep()?;
-    Ok(sandbox)
+    Setup::new(&BINARY).asleep()
+}
+
+/// Runs a trial by its name.
+fn inside(arguments: &[OsString]) -> Result<()> {
+    let (_, run) = IN_SANDBOX.iter().find(|(name, _)| arguments == [*name]).context("no trial")?;
+    run()
 }
 
 // System calls.
@@ -125,36 +119,41 @@ fn refuse(call: &Call, errno: i32, is_init: bool) -> Result<()> {
         seccomp::refuse(call.number, call.first, errno)
     };
     let process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
-    let warning = if is_init { "" } else { WARNING };
     let stderr = match call.refused {
         // A filter cannot be distinguished from a handler that returned.
         Refused::Fails(_) if call.number == SLEEPING_CALL && errno == libc::EINTR => {
-            let calls = || activity(process.pid).is_ok_and(|it| it.cpu_ticks > 0);
+            let stat = || Process::new(process.pid.as_raw())?.stat();
+            let calls = || stat().is_ok_and(|it| it.utime + it.stime > 0);
             wait_until("the process calls again and again", calls)?;
-            return ends_well(process, &format!("{warning}{STOPPED}"));
+            return process.stops(&messages(is_init));
         }
         Refused::Fails(message) => {
             let (end, stderr) = process.wait_with_stderr()?;
-            let stderr = stderr.strip_prefix(warning).unwrap_or(&stderr);
+            let stderr = stderr.strip_prefix(WARNING).unwrap_or(&stderr);
             ensure!(end == Ok(1) && stderr == message, "{end:?}, {stderr:?}");
             return Ok(());
         }
-        Refused::Continues => format!("{warning}{STOPPED}"),
-        Refused::AssumesNotInit => format!("{WARNING}{STOPPED}"),
+        Refused::Continues => messages(is_init),
+        Refused::AssumesNotInit => messages(false),
         Refused::Silent => String::new(),
     };
-    reaps_and_ends_well(process, &stderr)
+    reaps_and_stops(process, &stderr)
+}
+
+/// What a process prints until SIGTERM has ended it.
+fn messages(is_init: bool) -> String {
+    format!("{}{STOPPED}", if is_init { "" } else { WARNING })
 }
 
 /// Waits until the process sleeps, kills its children, which have to be reaped, and ends it.
-fn reaps_and_ends_well(mut process: PauseProcess, stderr: &str) -> Result<()> {
+fn reaps_and_stops(mut process: PauseProcess, stderr: &str) -> Result<()> {
     process.wait_settled()?;
     ensure!(!process.has_ended(), "it ended: {:?}", process.wait_with_stderr()?);
     for child in children(process.pid) {
         kill(child, Signal::SIGKILL)?;
     }
     wait_until("its child is reaped", || children(process.pid).is_empty())?;
-    ends_well(process, stderr)
+    process.stops(stderr)
 }
 
 /// Starts a child that ends with its parent.
@@ -171,16 +170,8 @@ fn spawn_child() -> Result<()> {
     spawn(stay).map(drop)
 }
 
-/// Ends a process by SIGTERM: exit code 0, and nothing on stderr but `stderr`.
-fn ends_well(process: PauseProcess, stderr: &str) -> Result<()> {
-    process.signal(Signal::SIGTERM)?;
-    let end = process.wait_with_stderr()?;
-    ensure!(end == (Ok(0), stderr.to_owned()), "{end:?}");
-    Ok(())
-}
-
 /// Compares the system calls from start to end with the list. PID 1 gets a SIGTERM from inside first.
-fn trace(_: &[OsString]) -> Result<()> {
+fn its_system_calls_are_those_listed() -> Result<()> {
     for is_init in [true, false] {
         let (ignored, end) = if is_init { (&calls::IGNORE[..], 1) } else { (&[][..], 0) };
         let last = ignored.iter().chain(&calls::END[end..]);
@@ -238,14 +229,14 @@ fn spawn_sender(mut start: &PipeReader) -> Result<()> {
 }
 
 /// Kills the process at any call that is not listed.
-fn allow_only(_: &[OsString]) -> Result<()> {
+fn the_listed_system_calls_are_enough() -> Result<()> {
     let prepare = || {
         spawn_child()?;
         seccomp::allow_only(calls::all())
     };
-    for (is_init, warning) in [(true, ""), (false, WARNING)] {
+    for is_init in [true, false] {
         let start = Spawn { is_init, argument: None, prepare: &prepare };
-        reaps_and_ends_well(start.spawn()?, &format!("{warning}{STOPPED}"))?;
+        reaps_and_stops(start.spawn()?, &messages(is_init))?;
         for (argument, code) in [(c"--version", 0), (c"--help", 0), (c"x", 64)] {
             let (end, _) =
                 Spawn { argument: Some(argument), ..start }.spawn()?.wait_with_stderr()?;
@@ -260,7 +251,7 @@ fn allow_only(_: &[OsString]) -> Result<()> {
 /// Sends SIGTERM before the first instruction, before the second, and so on until it sleeps: PID 1
 /// ignores it, and any other process dies of it, as long as there is no handler; from then on, or if
 /// it waits behind a mask until then, it ends the process with exit code 0.
-fn steps(_: &[OsString]) -> Result<()> {
+fn sigterm_before_any_instruction() -> Result<()> {
     let deaf = || Ok(SigSet::all().thread_set_mask()?);
     for is_init in [true, false] {
         let begin = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
@@ -279,7 +270,7 @@ fn steps(_: &[OsString]) -> Result<()> {
                 let is_ready = is_deaf || catches(process.pid, Signal::SIGTERM)?;
                 process.signal(Signal::SIGTERM)?;
                 ptrace::detach(process.pid, None)?;
-                let allowed = if is_ready { Early::Obeyed } else { Early::before_handler(is_init) };
+                let allowed = if is_ready { OBEYED } else { before_handler(is_init) };
                 let seen = early(process)?;
                 ensure!(
                     seen == allowed,
@@ -292,41 +283,28 @@ fn steps(_: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-/// What becomes of a process that gets SIGTERM early.
-#[derive(Debug, PartialEq)]
-enum Early {
-    /// It exits with 0.
-    Obeyed,
-    /// It sleeps, and a second SIGTERM makes it exit with 0.
-    Ignored,
-    /// It dies of the signal, as the kernel has it.
-    Killed,
-}
+/// What becomes of a process that gets SIGTERM early: whether it sleeps, and has to get a second one,
+/// and how it ends.
+type Early = (bool, Result<i32, Signal>);
 
-impl Early {
-    fn before_handler(is_init: bool) -> Self {
-        if is_init { Self::Ignored } else { Self::Killed }
-    }
+const OBEYED: Early = (false, Ok(0));
+
+/// What the kernel does: PID 1 does not get the signal.
+fn before_handler(is_init: bool) -> Early {
+    if is_init { (true, Ok(0)) } else { (false, Err(Signal::SIGTERM)) }
 }
 
 /// Sees what becomes of a process that SIGTERM was sent to.
 fn early(mut process: PauseProcess) -> Result<Early> {
     process.wait_settled()?;
-    let is_over = process.has_ended();
-    if !is_over {
-        process.signal(Signal::SIGTERM)?;
-    }
-    match process.wait_with_stderr()? {
-        (Ok(0), _) if is_over => Ok(Early::Obeyed),
-        (Ok(0), _) => Ok(Early::Ignored),
-        (Err(Signal::SIGTERM), _) => Ok(Early::Killed),
-        end => bail!("it ended with {end:?}"),
-    }
+    let sleeps = !process.has_ended();
+    process.signal(Signal::SIGTERM)?;
+    Ok((sleeps, process.wait_with_stderr()?.0))
 }
 
 /// Sends SIGTERM after delays from the clone on, which cover what the tracer does not see: the
 /// kernel's part of the birth.
-fn delays(_: &[OsString]) -> Result<()> {
+fn sigterm_after_any_delay() -> Result<()> {
     const PROCESSES: u32 = 4500;
     for is_init in [true, false] {
         let start = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
@@ -338,8 +316,8 @@ fn delays(_: &[OsString]) -> Result<()> {
         // The quickest of some: the others were held up by other processes.
         let times = (0..20).map(|_| until_asleep()).collect::<Result<Vec<_>>>()?;
         let until_asleep = *times.iter().min().context("there are times")?;
-        let expected = [Early::before_handler(is_init), Early::Obeyed];
-        let mut seen = [false; 2];
+        let allowed = [before_handler(is_init), OBEYED];
+        let mut seen = Vec::new();
         for number in 0..PROCESSES {
             let delay = until_asleep * 2 * number / PROCESSES;
             let process = start.spawn()?;
@@ -349,10 +327,11 @@ fn delays(_: &[OsString]) -> Result<()> {
             }
             process.signal(Signal::SIGTERM)?;
             let early = early(process)?;
-            let index = expected.iter().position(|it| *it == early);
-            seen[index.with_context(|| format!("{delay:?}, PID 1 {is_init}: {early:?}"))?] = true;
+            ensure!(allowed.contains(&early), "{delay:?}, PID 1 {is_init}: {early:?}");
+            seen.push(early);
         }
-        ensure!(seen == [true; 2], "of {expected:?} only {seen:?} were seen, PID 1 {is_init}");
+        let all_seen = allowed.iter().all(|it| seen.contains(it));
+        ensure!(all_seen, "not each of {allowed:?} was seen, PID 1 {is_init}");
     }
     Ok(())
 }
@@ -371,44 +350,29 @@ fn lives(is_init: bool, prepare: &dyn Fn() -> Result<()>) -> Result<bool> {
     process.wait_settled()?;
     process.signal(Signal::SIGTERM)?;
     let (end, said) = process.wait_with_stderr()?;
-    let all_said = said == format!("{}{STOPPED}", if is_init { "" } else { WARNING });
+    let is_well = end == Ok(0) && said == messages(is_init);
     // Nobody sends this signal but the kernel's OOM killer.
-    ensure!(end == Ok(0) && all_said || end == Err(Signal::SIGKILL), "{end:?}, {said:?}");
+    ensure!(is_well || end == Err(Signal::SIGKILL), "{end:?}, {said:?}");
     Ok(end.is_ok())
 }
 
-/// Sets each limit to nothing.
-fn limits_of_zero(_: &[OsString]) -> Result<()> {
-    use Resource::*;
-    for resource in [
-        RLIMIT_CORE,
-        RLIMIT_CPU,
-        RLIMIT_DATA,
-        RLIMIT_FSIZE,
-        RLIMIT_LOCKS,
-        RLIMIT_MEMLOCK,
-        RLIMIT_MSGQUEUE,
-        RLIMIT_NICE,
-        RLIMIT_NOFILE,
-        RLIMIT_NPROC,
-        RLIMIT_RSS,
-        RLIMIT_RTPRIO,
-        RLIMIT_RTTIME,
-        RLIMIT_SIGPENDING,
-    ] {
+/// Sets each limit to nothing, but those of which the next two trials look for the least.
+fn limits_of_zero() -> Result<()> {
+    let searched = [libc::RLIMIT_AS, libc::RLIMIT_STACK];
+    for resource in LIMITS.filter(|resource| !searched.contains(resource)) {
         for is_init in [true, false] {
             let lived = lives_within(resource, 0, is_init)?;
             // The kernel kills what has no time left when a tick of its clock meets it.
-            ensure!(lived || resource == RLIMIT_CPU, "no exec with {resource:?}");
+            ensure!(lived || resource == libc::RLIMIT_CPU, "no exec with a limit {resource} of 0");
         }
     }
     Ok(())
 }
 
 /// Allows no page of address space, one page, and so on until there is more than enough.
-fn little_address_space(_: &[OsString]) -> Result<()> {
+fn little_address_space() -> Result<()> {
     for is_init in [true, false] {
-        let lived = pages(0).map(|bytes| lives_within(Resource::RLIMIT_AS, bytes, is_init));
+        let lived = pages(0).map(|bytes| lives_within(libc::RLIMIT_AS, bytes, is_init));
         let lived = lived.collect::<Result<Vec<_>>>()?;
         ensure!(lived.contains(&true) && lived.contains(&false), "all limits are alike: {lived:?}");
     }
@@ -416,7 +380,7 @@ fn little_address_space(_: &[OsString]) -> Result<()> {
 }
 
 /// Allows the stack that the kernel needs to deliver a signal, whatever program it is for, and more.
-fn little_stack(_: &[OsString]) -> Result<()> {
+fn little_stack() -> Result<()> {
     // SAFETY: reads what the kernel told this process at its start; 0 where it tells nothing.
     let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) };
     // `arch_align_stack` in the kernel's process.c begins up to so far below the top.
@@ -425,7 +389,7 @@ fn little_stack(_: &[OsString]) -> Result<()> {
     let used = 4096;
     for is_init in [true, false] {
         for bytes in pages(frame.max(4096) + randomized + used) {
-            ensure!(lives_within(Resource::RLIMIT_STACK, bytes, is_init)?, "no exec with {bytes}");
+            ensure!(lives_within(libc::RLIMIT_STACK, bytes, is_init)?, "no exec with {bytes}");
         }
     }
     Ok(())
@@ -437,28 +401,29 @@ fn pages(least: u64) -> impl Iterator<Item = u64> {
     (least.div_ceil(size)..).take(200).map(move |pages| pages * size)
 }
 
-fn lives_within(resource: Resource, bytes: u64, is_init: bool) -> Result<bool> {
-    lives(is_init, &|| Ok(setrlimit(resource, bytes, bytes)?))
-        .with_context(|| format!("{resource:?} is {bytes}, PID 1 {is_init}"))
+fn lives_within(resource: u32, bytes: u64, is_init: bool) -> Result<bool> {
+    lives(is_init, &|| Ok(set_limit(Pid::this(), resource, bytes).map(drop)?))
+        .with_context(|| format!("the limit {resource} is {bytes}, PID 1 {is_init}"))
 }
 
-/// Runs a helper that enters a control group by its stdin.
-fn run_in_cgroup(group: &Cgroup, helper: &Helper) -> Result<String> {
+/// Runs [`IN_CGROUP`], which enters the control group by its stdin.
+fn run_in_cgroup(group: &Cgroup, arguments: &[&str]) -> Result<String> {
     let sandbox = sandbox()?;
-    let output = sandbox.command(helper).stdin(group.procs_file()?).output()?;
+    let mut command = sandbox.command(&IN_CGROUP);
+    let output = command.args(arguments).stdin(group.procs_file()?).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Moves this process to the control group.
-fn enter_cgroup() -> Result<()> {
-    write(io::stdin(), b"0")?;
-    Ok(())
-}
-
-fn in_cgroup(_: &[OsString]) -> Result<()> {
+/// Lives in the control group, with an argument beside as many processes as there may be.
+fn in_cgroup(arguments: &[OsString]) -> Result<()> {
+    let prepare = || {
+        write(io::stdin(), b"0")?;
+        while !arguments.is_empty() && spawn_child().is_ok() {}
+        Ok(())
+    };
     for is_init in [true, false] {
-        print!("{} ", lives(is_init, &enter_cgroup)?);
+        print!("{} ", lives(is_init, &prepare)?);
     }
     Ok(())
 }
@@ -468,7 +433,7 @@ fn little_memory(group: &Cgroup) -> Result<()> {
     for kib in (0..512).step_by(16) {
         let bytes = (kib * 1024).to_string();
         group.set(("memory.limit_in_bytes", &bytes), ("memory.max", &bytes))?;
-        lived += &run_in_cgroup(group, &IN_CGROUP).with_context(|| format!("{kib} KiB"))?;
+        lived += &run_in_cgroup(group, &[]).with_context(|| format!("{kib} KiB"))?;
     }
     ensure!(lived.contains("true") && lived.contains("false"), "{lived}");
     Ok(())
@@ -478,25 +443,14 @@ fn little_cpu_time(group: &Cgroup) -> Result<()> {
     // The least that the kernel takes: a millisecond in each second.
     group.set(("cpu.cfs_period_us", "1000000"), ("cpu.max", "1000 1000000"))?;
     group.set(("cpu.cfs_quota_us", "1000"), ("cpu.max", "1000 1000000"))?;
-    let lived = run_in_cgroup(group, &IN_CGROUP)?;
+    let lived = run_in_cgroup(group, &[])?;
     ensure!(lived == "true true ", "{lived}");
     Ok(())
 }
 
 fn pids_limit_reached(group: &Cgroup) -> Result<()> {
     group.set(("pids.max", "100"), ("pids.max", "100"))?;
-    let lived = run_in_cgroup(group, &IN_FULL_CGROUP)?;
-    ensure!(lived == "true", "{lived}");
-    Ok(())
-}
-
-/// Lives as PID 1 of a namespace that no other process can be started in.
-fn in_full_cgroup(_: &[OsString]) -> Result<()> {
-    let prepare = || {
-        enter_cgroup()?;
-        while spawn_child().is_ok() {}
-        Ok(())
-    };
-    print!("{}", lives(true, &prepare)?);
+    let lived = run_in_cgroup(group, &["full"])?;
+    ensure!(lived == "true true ", "{lived}");
     Ok(())
 }

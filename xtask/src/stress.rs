@@ -6,7 +6,7 @@ use harness::helper;
 use harness::helper::{Helper, spawn};
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon, number};
 use harness::proc::{activity, children, is_asleep, resident, state, wait_until};
-use harness::sandbox::{Sandbox, Setup, USER, become_user, ensure_inside};
+use harness::sandbox::{self, Sandbox, Setup, USER, become_user, ensure_inside};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use nix::errno::Errno;
 use nix::libc;
@@ -58,8 +58,7 @@ helper!(STOPPED = stopped);
 /// its memory has not grown. At the end SIGTERM has to stop it.
 pub fn run(args: &Args) -> Result<()> {
     let time = Duration::try_from_secs_f64(args.minutes * 60.0).context("--minutes")?;
-    let pod = Setup::new(&build::build(Flavor::Freestanding)?).start()?;
-    pod.wait_until_asleep()?;
+    let pod = Setup::new(&build::build(Flavor::Freestanding)?).asleep()?;
     let before = (activity(pod.pid)?, resident(pod.pid)?);
 
     let style = "{msg:12} {wide_bar} {human_pos}/{human_len} orphans, {elapsed}";
@@ -84,9 +83,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     bar.finish_and_clear();
 
-    pod.signal(Signal::SIGTERM)?;
-    let (status, stderr) = pod.wait()?;
-    ensure!(status.code() == Some(0) && stderr == "pause: SIGTERM\n", "{status}, {stderr:?}");
+    pod.stops(Signal::SIGTERM, sandbox::STOPPED)?;
     println!(
         "passed: {} orphans in {}, {} workloads: no zombie, no wake-up, no growth \
          ({} KiB), exit code 0 on SIGTERM",

@@ -61,32 +61,19 @@ pub fn state(pid: Pid) -> Option<char> {
 /// with capabilities over it), the name and the state have to do.
 pub fn is_asleep(pid: Pid) -> bool {
     let stat = stat(Process::new(pid.as_raw()));
+    let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    let number = call.split(' ').next().and_then(|number| number.parse().ok());
     stat.is_some_and(|stat| stat.comm == "pause" && stat.state == 'S')
-        && sleeping_call(pid).is_none_or(|number| SLEEPING_CALLS.contains(&number))
-}
-
-/// The number of the system call that the process is in, where that may be known.
-pub fn sleeping_call(pid: Pid) -> Option<i64> {
-    let call = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
-    call.split(' ').next()?.parse().ok()
+        && number.is_none_or(|number| SLEEPING_CALLS.contains(&number))
 }
 
 /// The call that pause sleeps in on this machine, as [`crate::target::TARGETS`] has it by name.
-#[cfg(any(
-    target_arch = "x86_64",
-    target_arch = "arm",
-    target_arch = "powerpc64",
-    target_arch = "s390x"
-))]
-pub const SLEEPING_CALL: i64 = libc::SYS_pause;
-/// The call that pause sleeps in on this machine, as [`crate::target::TARGETS`] has it by name.
-#[cfg(not(any(
-    target_arch = "x86_64",
-    target_arch = "arm",
-    target_arch = "powerpc64",
-    target_arch = "s390x"
-)))]
-pub const SLEEPING_CALL: i64 = libc::SYS_ppoll;
+pub const SLEEPING_CALL: i64 = cfg_select! {
+    any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64") => {
+        libc::SYS_ppoll
+    }
+    _ => libc::SYS_pause,
+};
 
 /// That call, and those that an emulator sleeps in for it.
 const SLEEPING_CALLS: [i64; 3] = [SLEEPING_CALL, libc::SYS_ppoll, libc::SYS_rt_sigsuspend];
@@ -114,18 +101,14 @@ pub struct Activity {
     pub voluntary_switches: u64,
     /// Times it was interrupted.
     pub involuntary_switches: u64,
-    /// Time on a CPU, in ticks of the clock.
-    pub cpu_ticks: u64,
 }
 
 /// What the process has cost the scheduler so far.
 pub fn activity(pid: Pid) -> Result<Activity> {
-    let process = Process::new(pid.as_raw())?;
-    let (status, stat) = (process.status()?, process.stat()?);
+    let status = Process::new(pid.as_raw())?.status()?;
     Ok(Activity {
         voluntary_switches: status.voluntary_ctxt_switches.unwrap_or(0),
         involuntary_switches: status.nonvoluntary_ctxt_switches.unwrap_or(0),
-        cpu_ticks: stat.utime + stat.stime,
     })
 }
 
@@ -141,8 +124,7 @@ pub fn anonymous(pid: Pid) -> Result<u64> {
 
 /// A line of /proc/PID/smaps_rollup, which counts page by page. (The quicker counters are rounded.)
 fn sum_of(pid: Pid, kind: &str) -> Result<u64> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let sum = rollup.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'));
-    let sum = sum.with_context(|| format!("smaps_rollup has no {kind}"))?;
-    Ok(sum.trim_end_matches("kB").trim().parse()?)
+    let rollup = Process::new(pid.as_raw())?.smaps_rollup()?.memory_map_rollup;
+    let bytes = rollup.iter().find_map(|map| map.extension.map.get(kind));
+    Ok(bytes.with_context(|| format!("smaps_rollup has no {kind}"))? / 1024)
 }

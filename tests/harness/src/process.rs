@@ -3,7 +3,8 @@
 
 use crate::proc::{is_asleep, wait_until};
 use crate::sandbox::{USER, become_user};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, clone};
 use nix::sys::ptrace::{self, Options};
@@ -13,6 +14,7 @@ use nix::unistd::{Pid, dup2_stderr, execve};
 use std::convert::Infallible;
 use std::ffi::CStr;
 use std::io::{self, PipeReader, Read, Write};
+use std::ops::Range;
 
 /// How to start a process.
 #[derive(Clone, Copy)]
@@ -78,6 +80,18 @@ impl Spawn<'_> {
     }
 }
 
+/// The numbers of all limits of setrlimit(2).
+pub const LIMITS: Range<u32> = 0..16;
+
+/// Sets a limit of a process, the soft and the hard one, and returns what the hard one was.
+pub fn set_limit(pid: Pid, resource: u32, value: u64) -> io::Result<u64> {
+    let new = libc::rlimit { rlim_cur: value, rlim_max: value };
+    let mut old = new;
+    // SAFETY: the call reads a limit and writes one.
+    Errno::result(unsafe { libc::prlimit(pid.as_raw(), resource, &new, &mut old) })?;
+    Ok(old.rlim_max)
+}
+
 /// A process that becomes `/pause`. Dropping it kills it.
 pub struct PauseProcess {
     /// PID in the namespace of the helper.
@@ -124,6 +138,14 @@ impl PauseProcess {
     pub fn wait(&mut self) -> Result<WaitStatus> {
         wait_until("the process has ended or is stopped", || self.has_changed())?;
         self.status.context("no status")
+    }
+
+    /// Ends the process by SIGTERM: it has to exit with 0, with nothing on stderr but `stderr`.
+    pub fn stops(self, stderr: &str) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        let end = self.wait_with_stderr()?;
+        ensure!(end == (Ok(0), stderr.to_owned()), "{end:?}");
+        Ok(())
     }
 
     /// Waits until the process has ended and returns its exit code, or the signal that killed it, and

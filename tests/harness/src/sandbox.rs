@@ -30,11 +30,17 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio, exit};
-use std::ptr;
 use std::sync::OnceLock;
+use std::{ptr, thread};
 
 /// User and group of the image.
 pub const USER: u32 = 65535;
+
+/// What `/pause` prints when SIGTERM ends it.
+pub const STOPPED: &str = "pause: SIGTERM\n";
+
+/// What `/pause` prints if it is not PID 1.
+pub const WARNING: &str = "pause: warning: not PID 1\n";
 
 helper!(LAUNCHER = launcher);
 helper!(JOINER = joiner);
@@ -47,6 +53,7 @@ pub struct Setup {
     preparation: &'static str,
     user: u32,
     libraries: bool,
+    is_init: bool,
     stdout: Stdio,
     stderr: Stdio,
 }
@@ -61,14 +68,15 @@ impl Setup {
             preparation: "",
             user: USER,
             libraries: false,
+            is_init: true,
             stdout: Stdio::null(),
             stderr: Stdio::piped(),
         }
     }
 
-    /// Adds an argument for `/pause`.
-    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
-        self.arguments.push(argument.into());
+    /// Adds arguments for `/pause`.
+    pub fn arguments<T: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = T>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(|it| it.as_ref().to_owned()));
         self
     }
 
@@ -90,6 +98,13 @@ impl Setup {
         self
     }
 
+    /// Lets another process be PID 1, which does nothing. What is said of PID 1 of a sandbox then holds
+    /// for `/pause`.
+    pub fn not_pid_1(mut self) -> Self {
+        self.is_init = false;
+        self
+    }
+
     /// Runs the program with `emulator`, a static program.
     pub fn emulated_by(mut self, emulator: &Path) -> Self {
         self.emulator = emulator.into();
@@ -108,15 +123,21 @@ impl Setup {
         self
     }
 
+    /// Starts the sandbox and waits until `/pause` sleeps in it.
+    pub fn asleep(self) -> Result<Sandbox> {
+        let sandbox = self.start()?;
+        sandbox.wait_until_asleep()?;
+        Ok(sandbox)
+    }
+
     /// Starts the sandbox. Its PID 1 is `/pause` when this returns, or about to become it.
     pub fn start(self) -> Result<Sandbox> {
         let (near, far) = UnixStream::pair()?;
         near.set_read_timeout(Some(TIMEOUT))?;
         let launcher = LAUNCHER
             .command()
-            .arg(if self.libraries { "libraries" } else { "scratch" })
+            .args([self.libraries.to_string(), self.is_init.to_string(), self.user.to_string()])
             .arg(self.preparation)
-            .arg(self.user.to_string())
             .args([&self.emulator, self.program.as_os_str()])
             .args(&self.arguments)
             .stdin(OwnedFd::from(far))
@@ -188,13 +209,27 @@ impl Sandbox {
     }
 
     /// Waits until PID 1 has ended, and returns its exit status and its stderr.
-    pub fn wait(mut self) -> Result<(ExitStatus, String)> {
+    pub fn wait(mut self) -> Result<(ExitStatus, Vec<u8>)> {
         let status = ExitStatus::from_raw(report(&mut self.reports)?);
         let mut text = Vec::new();
         if let Some(mut stderr) = self.stderr.take() {
             stderr.read_to_end(&mut text)?;
         }
-        Ok((status, String::from_utf8_lossy(&text).into_owned()))
+        Ok((status, text))
+    }
+
+    /// Sends a signal to PID 1, which has to exit with 0, with nothing on stderr but `message`.
+    pub fn stops(self, signal: Signal, message: &str) -> Result<()> {
+        self.signal(signal)?;
+        self.ends(0, message)
+    }
+
+    /// Waits until PID 1 has ended: with this exit code, and nothing on stderr but `message`.
+    pub fn ends(self, code: i32, message: &str) -> Result<()> {
+        let (status, stderr) = self.wait()?;
+        let stderr = String::from_utf8_lossy(&stderr);
+        ensure!(status.code() == Some(code) && stderr == message, "{status}, stderr: {stderr:?}");
+        Ok(())
     }
 
     /// A command that runs `helper` inside, as a container of the pod: in all namespaces of the
@@ -237,20 +272,15 @@ fn report(reports: &mut BufReader<UnixStream>) -> Result<i32> {
 
 /// Checks that sandboxes can be made here; otherwise the error says what to do.
 pub fn is_available() -> Result<()> {
-    let sandbox = Setup::new(Path::new("/proc/self/exe")).with_libraries(true).argument("--help");
-    sandbox.stderr(Stdio::null()).start().map(drop)
+    let this = Setup::new(Path::new("/proc/self/exe")).with_libraries(true).arguments(["--help"]);
+    this.stderr(Stdio::null()).start().map(drop)
 }
 
 /// Makes the namespaces, starts PID 1 in them, and reports its PID and exit status.
 fn launcher(arguments: &[OsString]) -> Result<()> {
-    let [root, preparation, user, emulator, program, arguments @ ..] = arguments else {
-        bail!("takes the kind of root, preparation, user, emulator, program and its arguments");
-    };
     let mut reports = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     dup2_stdin(File::open("/dev/null")?)?;
-    let user = user.to_string_lossy().parse()?;
-    let prepared = (preparation.as_os_str(), user);
-    match launch(root == "libraries", prepared, emulator.as_ref(), program.as_ref(), arguments) {
+    match launch(arguments) {
         Ok(pid) => {
             writeln!(reports, "{pid}")?;
             reports.read_exact(&mut [0])?;
@@ -267,31 +297,46 @@ fn launcher(arguments: &[OsString]) -> Result<()> {
 }
 
 /// Starts PID 1 and waits until it has become `/pause`.
-fn launch(
-    libraries: bool,
-    prepared: (&OsStr, u32),
-    emulator: &Path,
-    program: &Path,
-    arguments: &[OsString],
-) -> Result<Pid> {
+fn launch(arguments: &[OsString]) -> Result<Pid> {
+    let [libraries, is_init, user, preparation, emulator, program, arguments @ ..] = arguments
+    else {
+        bail!("takes the libraries, is_init, user, preparation, emulator, program, its arguments");
+    };
+    let user = user.to_string_lossy().parse()?;
     enter_namespaces()?;
     set_pdeathsig(Signal::SIGKILL)?;
+    if is_init == "false" {
+        spawn(idle)?;
+    }
     // The writing end closes by itself when the new program starts: then there was no error.
     let (mut error_reader, error_writer) = io::pipe()?;
     let pid = spawn(|| {
-        let Err(error) = enter_root(program, emulator, libraries)
-            .and_then(|emulated| become_pause(prepared, emulated, arguments));
+        let Err(error) = enter_root(program.as_ref(), emulator.as_ref(), libraries == "true")
+            .and_then(|emulated| become_pause(user, preparation, emulated, arguments));
         write!(&error_writer, "{error:#}")?;
         Ok(())
     })?;
     drop(error_writer);
-    // PID 1 alone holds its stdout and stderr: they are closed when it closes them.
-    dup2_stdout(io::stdin())?;
-    dup2_stderr(io::stdin())?;
+    drop_output()?;
     let mut text = String::new();
     error_reader.read_to_string(&mut text)?;
     ensure!(text.is_empty(), "cannot start a sandbox: {text}");
     Ok(pid)
+}
+
+/// Closes stdout and stderr, so that `/pause` alone holds them: they end when it closes them.
+fn drop_output() -> Result<()> {
+    dup2_stdout(io::stdin())?;
+    Ok(dup2_stderr(io::stdin())?)
+}
+
+/// Does nothing, as PID 1, for as long as the launcher is there.
+fn idle() -> Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    drop_output()?;
+    loop {
+        thread::park();
+    }
 }
 
 /// The namespaces of a sandbox. Root needs no user namespace.
@@ -322,7 +367,8 @@ fn enter_namespaces() -> Result<()> {
 
 /// Becomes the user of the sandbox, runs the preparation, and becomes `/pause`.
 fn become_pause(
-    (preparation, user): (&OsStr, u32),
+    user: u32,
+    preparation: &OsStr,
     emulated: bool,
     arguments: &[OsString],
 ) -> Result<Infallible> {

@@ -43,11 +43,8 @@ fn measure_round(peer: &mut Peer, plan: &Plan) -> Result<()> {
 
 /// Starts a sandbox in which the peer sleeps as PID 1.
 pub fn start(peer: &Peer) -> Result<Sandbox> {
-    let mut setup = Setup::new(&peer.program).with_libraries(true).stderr(Stdio::null());
-    for argument in peer.arguments {
-        setup = setup.argument(*argument);
-    }
-    let sandbox = setup.start()?;
+    let setup = Setup::new(&peer.program).with_libraries(true).arguments(peer.arguments);
+    let sandbox = setup.stderr(Stdio::null()).start()?;
     wait_until(&format!("{} sleeps in a sandbox", peer.name), || {
         let mut family = children(sandbox.pid);
         family.push(sandbox.pid);
