@@ -7,18 +7,13 @@
 use anyhow::{Context, Result, ensure};
 use cpio::newc;
 use harness::build;
-use harness::proc::wait_until_within;
 use harness::target::{Kernel, TARGETS, Target};
 use harness::trial::{Trials, obstacle};
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
-
-/// Limit for a machine, which is many times slower than this one.
-const LIMIT: Duration = Duration::from_secs(120);
+use std::process::{Command, ExitCode, Stdio};
 
 /// Options of the machine, and the number of the call that pause is to sleep in there.
 fn machine(target: &Target) -> (&'static [&'static str], u32) {
@@ -57,16 +52,6 @@ fn prerequisites(target: &Target, kernel: &Kernel) -> Result<PathBuf> {
     Ok(folder)
 }
 
-/// A running machine. Dropping it ends it.
-struct Machine(Child);
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Boots the kernel with pause as its init; tests/boot/init tries it from inside.
 fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
     let (options, call) = machine(target);
@@ -77,12 +62,12 @@ fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
     let files = [("init", &init), ("pause", &target.build()?), ("busybox", &busybox)];
     pack(&initramfs, &files).context("cannot pack the initramfs")?;
 
-    let path = temporary.path().join("console");
-    let output = File::create(&path)?;
+    let (console, output) = io::pipe()?;
     // A kernel whose init ends panics and then restarts the machine, which is where qemu exits.
     let serial = if target.arch == "x86_64" { "console=ttyS0" } else { "" };
-    let mut machine = Command::new("setpriv")
-        .args(["--pdeathsig", "KILL"])
+    // A machine is many times slower than this one.
+    let mut machine = Command::new("timeout")
+        .args(["--signal=KILL", "120", "setpriv", "--pdeathsig", "KILL"])
         .arg(target.system_emulator()?)
         .args(options)
         // One processor: nobody can look while a dead process is on its way out.
@@ -96,8 +81,7 @@ fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
         .stdout(output.try_clone()?)
         .stderr(output)
         .spawn()
-        .map(Machine)
-        .context("cannot run setpriv, which is to start qemu")?;
+        .context("cannot run timeout, which is to start qemu")?;
 
     let ready = "init: waits for Ctrl-C";
     let again = format!("init: after SIGTERM from inside: (pause) S in call {call}");
@@ -116,21 +100,22 @@ fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
         "pause: SIGINT",
         "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000000",
     ];
-    let console = || fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let mut keyboard = machine.0.stdin.take().context("qemu has no stdin")?;
-    let mut is_pressed = false;
-    let finished = || {
-        let console = console().unwrap_or_default();
-        if !is_pressed && console.contains(ready) {
-            is_pressed = keyboard.write_all(b"\x03").is_ok();
+    let mut keyboard = machine.stdin.take().context("qemu has no stdin")?;
+    let mut printed = String::new();
+    for line in BufReader::new(console).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        if line.contains(ready) {
+            keyboard.write_all(b"\x03")?;
         }
-        missing(&expected, &console).is_none() || !matches!(machine.0.try_wait(), Ok(None))
-    };
-    let finished =
-        wait_until_within(LIMIT, "the machine has printed all lines, or ended", finished);
-    let console = console()?;
-    let line = missing(&expected, &console);
-    ensure!(line.is_none(), "{finished:?}, {line:?} is not next on the console: {console}");
+        printed += &format!("{line}\n");
+        if missing(&expected, &printed).is_none() {
+            break;
+        }
+    }
+    machine.kill()?;
+    machine.wait()?;
+    let line = missing(&expected, &printed);
+    ensure!(line.is_none(), "{line:?} is not next on the console: {printed}");
     Ok(())
 }
 

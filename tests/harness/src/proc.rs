@@ -1,6 +1,6 @@
 //! Reads the state of processes from /proc, and waits for states.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use procfs::process::{Process, Stat, all_processes};
@@ -13,21 +13,10 @@ use std::time::{Duration, Instant};
 pub const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Waits until `reached` returns true; otherwise the error names `state`.
-pub fn wait_until(state: &str, reached: impl FnMut() -> bool) -> Result<()> {
-    wait_until_within(TIMEOUT, state, reached)
-}
-
-/// The same with another limit.
-pub fn wait_until_within(
-    limit: Duration,
-    state: &str,
-    mut reached: impl FnMut() -> bool,
-) -> Result<()> {
+pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !reached() {
-        if start.elapsed() > limit {
-            bail!("not within {} s: {state}", limit.as_secs());
-        }
+        ensure!(start.elapsed() < TIMEOUT, "not within {} s: {state}", TIMEOUT.as_secs());
         // Some tests wait many thousand times, and mostly for less than a millisecond.
         match start.elapsed() < Duration::from_millis(1) {
             true => yield_now(),
@@ -67,7 +56,7 @@ pub fn is_asleep(pid: Pid) -> bool {
         && number.is_none_or(|number| SLEEPING_CALLS.contains(&number))
 }
 
-/// The call that pause sleeps in on this machine, as [`crate::target::TARGETS`] has it by name.
+/// The call that pause sleeps in on this machine.
 pub const SLEEPING_CALL: i64 = cfg_select! {
     any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64") => {
         libc::SYS_ppoll

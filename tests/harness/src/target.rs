@@ -1,6 +1,5 @@
 //! The targets that the freestanding flavor is for, and what each is called by whom.
 
-use crate::build::{self, Flavor};
 use anyhow::{Context, Result};
 use std::env;
 use std::path::PathBuf;
@@ -16,8 +15,6 @@ pub struct Target {
     pub platform: &'static str,
     /// Architecture in the names of qemu's programs.
     pub qemu: &'static str,
-    /// The system call that pause sleeps in.
-    pub sleeps_in: &'static str,
     /// Debian's kernels that it is booted on.
     pub kernels: &'static [Kernel],
 }
@@ -50,7 +47,6 @@ pub const TARGETS: &[Target] = &[
         arch: "x86_64",
         platform: "linux/amd64",
         qemu: "x86_64",
-        sleeps_in: "pause",
         kernels: X86_64,
     },
     Target {
@@ -58,7 +54,6 @@ pub const TARGETS: &[Target] = &[
         arch: "aarch64",
         platform: "linux/arm64/v8",
         qemu: "aarch64",
-        sleeps_in: "ppoll",
         kernels: AARCH64,
     },
     Target {
@@ -66,7 +61,6 @@ pub const TARGETS: &[Target] = &[
         arch: "arm",
         platform: "linux/arm/v7",
         qemu: "arm",
-        sleeps_in: "pause",
         kernels: &[kernel("bookworm/armmp", 4)],
     },
     Target {
@@ -74,7 +68,6 @@ pub const TARGETS: &[Target] = &[
         arch: "loongarch64",
         platform: "linux/loong64",
         qemu: "loongarch64",
-        sleeps_in: "ppoll",
         kernels: &[],
     },
     Target {
@@ -82,7 +75,6 @@ pub const TARGETS: &[Target] = &[
         arch: "powerpc64",
         platform: "linux/ppc64le",
         qemu: "ppc64le",
-        sleeps_in: "pause",
         kernels: &[kernel("bookworm/powerpc64le", 64)],
     },
     Target {
@@ -90,7 +82,6 @@ pub const TARGETS: &[Target] = &[
         arch: "riscv64",
         platform: "linux/riscv64",
         qemu: "riscv64",
-        sleeps_in: "ppoll",
         kernels: &[],
     },
     Target {
@@ -98,7 +89,6 @@ pub const TARGETS: &[Target] = &[
         arch: "s390x",
         platform: "linux/s390x",
         qemu: "s390x",
-        sleeps_in: "pause",
         kernels: &[kernel("bookworm/s390x", 4)],
     },
 ];
@@ -107,15 +97,6 @@ impl Target {
     /// Whether this machine runs its programs itself.
     pub fn is_native(&self) -> bool {
         self.arch == env::consts::ARCH
-    }
-
-    /// Builds the freestanding release binary for this target and returns its path.
-    pub fn build(&self) -> Result<PathBuf> {
-        if self.is_native() {
-            build::build(Flavor::Freestanding)
-        } else {
-            build::build_for(self.triple)
-        }
     }
 
     /// Path of the program that emulates system calls and instructions of this target.
