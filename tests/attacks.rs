@@ -6,7 +6,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::attacks::{self, ATTACKERS, ATTACKS, Attack, Attacker, Outcome};
-use harness::build::{self, Flavor};
+use harness::build::Flavor;
 use harness::helper;
 use harness::helper::spawn;
 use harness::proc::{activity, anonymous, state, wait_until};
@@ -17,9 +17,7 @@ use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::LazyLock;
 
 /// Attempts that are made from outside, too, and whether they end the pod.
 const FROM_OUTSIDE: [(&str, bool); 5] =
@@ -29,8 +27,6 @@ helper!(ATTACKER = attack);
 helper!(CONTAINER_ROOT = |_| attacks::become_container_root(0));
 helper!(FLOOD = flood);
 
-const FLAVORS: [Flavor; 2] = [Flavor::Freestanding, Flavor::Hosted];
-
 fn main() -> ExitCode {
     helper::dispatch();
     let mut trials = Trials::new();
@@ -38,39 +34,34 @@ fn main() -> ExitCode {
     let no_root = (!geteuid().is_root()).then(|| "only root can choose the pod's user".to_owned());
     let no_root = no_sandbox.clone().or(no_root);
 
-    for flavor in FLAVORS {
+    for flavor in [Flavor::Freestanding, Flavor::Hosted] {
+        let setup = Setup::of(flavor).expect("the release binary can be built");
         let prefix = format!("{flavor:?}").to_lowercase();
         for attacker in &ATTACKERS {
             let is_for_all = ["user", "nested"].contains(&attacker.name);
             let obstacle = if is_for_all { &no_sandbox } else { &no_root };
             for attack in ATTACKS {
-                let run = move || check_attack(setup(flavor), attack, attacker);
+                let setup = Setup { user: attacker.pod_user, ..setup.clone() };
                 let name = format!("{prefix}::{}::{}", attack.name, attacker.name);
+                let run = move || check_attack(setup, attack, attacker);
                 trials.add(name, obstacle.clone(), run);
             }
         }
         for (name, ends) in FROM_OUTSIDE {
-            let run = move || check_from_outside(setup(flavor).asleep()?, name, ends);
+            let setup = setup.clone();
+            let run = move || check_from_outside(setup.asleep()?, name, ends);
             trials.add(format!("{prefix}::{name}::from_outside"), no_sandbox.clone(), run);
         }
-        let run = move || check_flood(setup(flavor).asleep()?);
+        let run = move || check_flood(setup.asleep()?);
         trials.add(format!("{prefix}::flood"), no_root.clone(), run);
     }
     trials.run()
 }
 
-fn setup(flavor: Flavor) -> Setup {
-    static BINARIES: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
-        FLAVORS.map(|flavor| build::build(flavor).expect("the release binary can be built"))
-    });
-    Setup::new(&BINARIES[flavor as usize]).with_libraries(flavor == Flavor::Hosted)
-}
-
 /// Checks the outcome of an attack on PID 1.
 fn check_attack(setup: Setup, attack: &Attack, attacker: &Attacker) -> Result<()> {
-    let setup = setup.user(attacker.pod_user);
-    let sandbox = if attacker.pod_user == 0 { setup.prepare(&CONTAINER_ROOT) } else { setup };
-    let sandbox = sandbox.asleep()?;
+    let preparation = Some(&CONTAINER_ROOT).filter(|_| attacker.pod_user == 0);
+    let sandbox = Setup { preparation, ..setup }.asleep()?;
     let before = activity(sandbox.pid)?;
     let mut command = sandbox.command(&ATTACKER);
     let output = command.args([attack.name, attacker.name]).output()?;

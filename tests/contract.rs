@@ -2,12 +2,12 @@
 //! architecture: as PID 1 of a sandbox, and as another process in one.
 //!
 //! What cannot be tried on this machine is ignored with the reason; with `PAUSE_NO_SKIP=1`, as in CI,
-//! it fails. What no machine can try is not generated, see [`Subject::applies`].
+//! it fails. What no machine can try is not generated, see [`applies`].
 
 #![expect(clippy::incompatible_msrv, reason = "only the product keeps to an older Rust")]
 
 use anyhow::{Context, Result, ensure};
-use harness::build::{self, Flavor};
+use harness::build::Flavor;
 use harness::helper;
 use harness::helper::{Helper, spawn};
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon};
@@ -33,23 +33,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::{env, io, iter, thread};
 
 const VERSION: &str = concat!("pause ", env!("CARGO_PKG_VERSION"), "\n");
 const CANNOT_WRITE: &str = "pause: cannot write to stdout\n";
 
-/// The binary under test.
-#[derive(Clone)]
-struct Subject {
-    flavor: Flavor,
-    binary: PathBuf,
-    /// Program that runs the binary where the machine cannot.
-    emulator: Option<PathBuf>,
-}
-
-type Test = (&'static str, fn(&Subject) -> Result<()>);
+type Test = (&'static str, fn(&Setup) -> Result<()>);
 
 const TESTS: &[Test] = tests![
     ctrl_c_exits_with_0,
@@ -72,8 +63,8 @@ const TESTS: &[Test] = tests![
 
 /// Tests that differ in what they do, and not in what they check.
 const VARIED: &[Test] = &[
-    ("sigterm_exits_with_0", |it| still_works(it.asleep()?)),
-    ("sigint_exits_with_0", |it| it.asleep()?.stops(Signal::SIGINT, "pause: SIGINT\n")),
+    ("sigterm_exits_with_0", |it| still_works(it.clone().asleep()?)),
+    ("sigint_exits_with_0", |it| it.clone().asleep()?.stops(Signal::SIGINT, "pause: SIGINT\n")),
     ("orphans_are_reaped_without_wake_up", |it| survives(it, &ORPHANS, "10000")),
     ("simultaneous_exits_are_reaped", |it| survives(it, &SIMULTANEOUS_ORPHANS, "500")),
     ("zombies_are_reaped_on_reparenting", |it| survives(it, &ZOMBIES, "500")),
@@ -86,7 +77,7 @@ const VARIED: &[Test] = &[
     ("changes_to_the_root_directory", |it| inherits(it, &CHANGE_DIRECTORY)),
     ("empty_argv_is_no_argument", |it| inherits(it, &EMPTY_ARGV)),
     ("closed_standard_streams_are_tolerated", |it| {
-        it.setup().prepare(&CLOSE_STREAMS).asleep()?.stops(Signal::SIGTERM, "")
+        prepared(it, &CLOSE_STREAMS).asleep()?.stops(Signal::SIGTERM, "")
     }),
 ];
 
@@ -94,71 +85,60 @@ fn main() -> ExitCode {
     helper::dispatch();
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
-    for (name, subject) in subjects() {
-        let subject = match subject {
-            Ok(subject) => subject,
+    for (name, setup) in setups() {
+        let setup = match setup {
+            Ok(setup) => setup,
             // One line in place of all tests: one thing is missing.
             Err(error) => {
                 trials.add(name, obstacle::<()>(Err(error)), || Ok(()));
                 continue;
             }
         };
-        for &(test, run) in TESTS.iter().chain(VARIED).filter(|(test, _)| subject.applies(test)) {
-            let subject = subject.clone();
-            trials.add(format!("{name}::{test}"), no_sandbox.clone(), move || run(&subject));
+        for &(test, run) in TESTS.iter().chain(VARIED).filter(|(test, _)| applies(&setup, test)) {
+            let setup = setup.clone();
+            trials.add(format!("{name}::{test}"), no_sandbox.clone(), move || run(&setup));
         }
     }
     trials.run()
 }
 
 /// Both flavors for this machine, and the freestanding one for every other target.
-fn subjects() -> impl Iterator<Item = (String, Result<Subject>)> {
-    let native = [Flavor::Freestanding, Flavor::Hosted].into_iter().map(|flavor| {
-        let subject = build::build(flavor).map(|binary| Subject { flavor, binary, emulator: None });
-        (format!("{flavor:?}").to_lowercase(), subject)
-    });
+fn setups() -> impl Iterator<Item = (String, Result<Setup>)> {
+    let native = [Flavor::Freestanding, Flavor::Hosted].into_iter();
+    let native = native.map(|flavor| (format!("{flavor:?}").to_lowercase(), Setup::of(flavor)));
     let foreign = TARGETS.iter().filter(|target| !target.is_native()).map(|target| {
-        let emulated = || {
-            let (emulator, binary) = (Some(target.user_emulator()?), target.build()?);
-            Ok(Subject { flavor: Flavor::Freestanding, binary, emulator })
+        let setup = || {
+            let emulator = Some(target.user_emulator()?);
+            Ok(Setup { emulator, ..Setup::new(&target.build()?) })
         };
-        (target.triple.to_owned(), emulated())
+        (target.triple.to_owned(), setup())
     });
     native.chain(foreign)
 }
 
-impl Subject {
-    /// Whether a test makes sense for this binary.
-    fn applies(&self, test: &str) -> bool {
-        let emulator = self.emulator.as_ref().map(|path| path.to_string_lossy());
-        let emulates = |arch| emulator.as_ref().is_some_and(|path| path.contains(arch));
-        match test {
-            // The C library and std, or qemu, have memory of their own.
-            "keeps_one_page_of_anonymous_memory" => {
-                self.flavor == Flavor::Freestanding && emulator.is_none()
-            }
-            // qemu takes the program from argv, and does not know PR_SET_CHILD_SUBREAPER.
-            "empty_argv_is_no_argument" | "not_pid_1_is_subreaper" => emulator.is_none(),
-            // qemu looks for the mask of sigaction(2) behind a field that Linux does not have there.
-            "handlers_do_not_interrupt_each_other" => {
-                !emulates("riscv64") && !emulates("loongarch64")
-            }
-            _ => true,
-        }
+/// Whether a test makes sense for this binary. (Only the hosted flavor needs libraries.)
+fn applies(setup: &Setup, test: &str) -> bool {
+    let emulator = setup.emulator.as_ref().map(|path| path.to_string_lossy());
+    let emulates = |arch| emulator.as_ref().is_some_and(|path| path.contains(arch));
+    match test {
+        // The C library and std, or qemu, have memory of their own.
+        "keeps_one_page_of_anonymous_memory" => !setup.libraries && emulator.is_none(),
+        // qemu takes the program from argv, and does not know PR_SET_CHILD_SUBREAPER.
+        "empty_argv_is_no_argument" | "not_pid_1_is_subreaper" => emulator.is_none(),
+        // qemu looks for the mask of sigaction(2) behind a field that Linux does not have there.
+        "handlers_do_not_interrupt_each_other" => !emulates("riscv64") && !emulates("loongarch64"),
+        _ => true,
     }
+}
 
-    fn setup(&self) -> Setup {
-        let setup = Setup::new(&self.binary).with_libraries(self.flavor == Flavor::Hosted);
-        match &self.emulator {
-            Some(emulator) => setup.emulated_by(emulator),
-            None => setup,
-        }
-    }
+/// The same, with a helper that runs before PID 1 becomes `/pause`.
+fn prepared(setup: &Setup, helper: &'static Helper) -> Setup {
+    Setup { preparation: Some(helper), ..setup.clone() }
+}
 
-    /// A sandbox in which `/pause` sleeps.
-    fn asleep(&self) -> Result<Sandbox> {
-        self.setup().asleep()
-    }
+/// A stream of `/pause`.
+fn stream(fd: impl Into<OwnedFd>) -> Option<Arc<OwnedFd>> {
+    Some(Arc::new(fd.into()))
 }
 
 /// Checks that PID 1 sleeps with nothing that it may have inherited, reaps, and exits with 0 on
@@ -191,23 +171,24 @@ fn no_child_is_left(sandbox: &Sandbox) -> Result<()> {
     wait_until("no orphan or zombie is left", || children(sandbox.pid).is_empty())
 }
 
-fn survives(subject: &Subject, helper: &Helper, number: &str) -> Result<()> {
-    let sandbox = subject.asleep()?;
+fn survives(setup: &Setup, helper: &Helper, number: &str) -> Result<()> {
+    let sandbox = setup.clone().asleep()?;
     reaps(&sandbox, helper, number)?;
     still_works(sandbox)
 }
 
 /// Lets PID 1 inherit what `helper` leaves to it.
-fn inherits(subject: &Subject, helper: &Helper) -> Result<()> {
-    still_works(subject.setup().prepare(helper).asleep()?)
+fn inherits(setup: &Setup, helper: &'static Helper) -> Result<()> {
+    still_works(prepared(setup, helper).asleep()?)
 }
 
 // Signals.
 
 /// The kernel itself is the sender, as with `docker run -it`.
-fn ctrl_c_exits_with_0(subject: &Subject) -> Result<()> {
+fn ctrl_c_exits_with_0(setup: &Setup) -> Result<()> {
     let terminal = openpty(None, None)?;
-    let sandbox = subject.setup().stdout(terminal.slave).prepare(&TAKE_TERMINAL).asleep()?;
+    let sandbox =
+        Setup { stdout: stream(terminal.slave), ..prepared(setup, &TAKE_TERMINAL) }.asleep()?;
     unistd::write(&terminal.master, b"\x03")?;
     sandbox.ends(0, "pause: SIGINT\n")
 }
@@ -222,27 +203,24 @@ helper!(
 );
 
 /// A sandbox whose PID 1 slept until it was stopped.
-fn stopped(subject: &Subject) -> Result<Sandbox> {
-    let sandbox = subject.asleep()?;
+fn stopped(setup: &Setup) -> Result<Sandbox> {
+    let sandbox = setup.clone().asleep()?;
     sandbox.signal(Signal::SIGSTOP)?;
     wait_until("it is stopped", || state(sandbox.pid) == Some('T'))?;
     Ok(sandbox)
 }
 
-fn handlers_do_not_interrupt_each_other(subject: &Subject) -> Result<()> {
-    let sandbox = stopped(subject)?;
+fn handlers_do_not_interrupt_each_other(setup: &Setup) -> Result<()> {
+    let sandbox = stopped(setup)?;
     sandbox.signal(Signal::SIGTERM)?;
     sandbox.signal(Signal::SIGINT)?;
     // The kernel delivers the lower number first. signal-hook lets the other one interrupt its handler.
-    let message = match subject.flavor {
-        Flavor::Freestanding => "pause: SIGINT\n",
-        Flavor::Hosted => STOPPED,
-    };
+    let message = if setup.libraries { STOPPED } else { "pause: SIGINT\n" };
     sandbox.stops(Signal::SIGCONT, message)
 }
 
-fn can_be_stopped_and_continued(subject: &Subject) -> Result<()> {
-    let sandbox = stopped(subject)?;
+fn can_be_stopped_and_continued(setup: &Setup) -> Result<()> {
+    let sandbox = stopped(setup)?;
     sandbox.signal(Signal::SIGCONT)?;
     wait_until("it is asleep again", || is_asleep(sandbox.pid))?;
     still_works(sandbox)
@@ -285,9 +263,9 @@ helper!(
 );
 
 /// Leaks copies of a pipe. Reading from it ends when the last copy is closed.
-fn closes_leaked(subject: &Subject, leak: &Helper) -> Result<()> {
+fn closes_leaked(setup: &Setup, leak: &'static Helper) -> Result<()> {
     let (mut reader, writer) = io::pipe()?;
-    let sandbox = subject.setup().stdout(writer).prepare(leak).asleep()?;
+    let sandbox = Setup { stdout: stream(writer), ..prepared(setup, leak) }.asleep()?;
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     ensure!(reader.read(&mut [0]).is_ok_and(|read| read == 0), "a descriptor is still open");
     still_works(sandbox)
@@ -313,11 +291,11 @@ fn leak_on_old_kernel(arguments: &[OsString]) -> Result<()> {
     refuse(libc::SYS_close_range, None, libc::ENOSYS)
 }
 
-fn keeps_one_page_of_anonymous_memory(subject: &Subject) -> Result<()> {
+fn keeps_one_page_of_anonymous_memory(setup: &Setup) -> Result<()> {
     let page = unistd::sysconf(SysconfVar::PAGE_SIZE)?.context("the size of a page")?;
     // Addresses are randomized, so that some starts need one page only in any case.
     for _ in 0..10 {
-        let sandbox = subject.asleep()?;
+        let sandbox = setup.clone().asleep()?;
         let kept = anonymous(sandbox.pid)? * 1024;
         ensure!(kept == page as u64, "{kept} bytes, where a page has {page}");
         let strings = fs::read_to_string(format!("/proc/{}/cmdline", sandbox.pid))?;
@@ -348,17 +326,18 @@ fn without_reader() -> io::Result<PipeWriter> {
     io::pipe().map(|(_, writer)| writer)
 }
 
-fn full_standard_streams_are_tolerated(subject: &Subject) -> Result<()> {
-    subject.setup().stdout(full()?).stderr(full()?).asleep()?.stops(Signal::SIGTERM, "")
+fn full_standard_streams_are_tolerated(setup: &Setup) -> Result<()> {
+    let setup = Setup { stdout: stream(full()?), stderr: stream(full()?), ..setup.clone() };
+    setup.asleep()?.stops(Signal::SIGTERM, "")
 }
 
-fn stdout_without_reader_is_tolerated(subject: &Subject) -> Result<()> {
-    still_works(subject.setup().stdout(without_reader()?).asleep()?)
+fn stdout_without_reader_is_tolerated(setup: &Setup) -> Result<()> {
+    still_works(Setup { stdout: stream(without_reader()?), ..setup.clone() }.asleep()?)
 }
 
-fn stderr_without_reader_is_tolerated(subject: &Subject) -> Result<()> {
-    let setup = subject.setup().not_pid_1();
-    setup.stderr(without_reader()?).asleep()?.stops(Signal::SIGTERM, "")
+fn stderr_without_reader_is_tolerated(setup: &Setup) -> Result<()> {
+    let setup = Setup { is_init: false, stderr: stream(without_reader()?), ..setup.clone() };
+    setup.asleep()?.stops(Signal::SIGTERM, "")
 }
 
 /// All datagrams that were sent to a socket, whose other end is closed by now.
@@ -372,8 +351,8 @@ fn datagrams(socket: UnixDatagram) -> Result<Vec<String>> {
 
 // Exit.
 
-fn exit_ends_all_processes_of_the_namespace(subject: &Subject) -> Result<()> {
-    let sandbox = subject.asleep()?;
+fn exit_ends_all_processes_of_the_namespace(setup: &Setup) -> Result<()> {
+    let sandbox = setup.clone().asleep()?;
     sandbox.run(&THREE_SLEEPERS, &[])?;
     let sleepers = children(sandbox.pid);
     ensure!(sleepers.len() == 3, "{} sleepers", sleepers.len());
@@ -401,27 +380,27 @@ fn three_sleepers(_: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-fn refused_disposition_is_fatal(subject: &Subject) -> Result<()> {
+fn refused_disposition_is_fatal(setup: &Setup) -> Result<()> {
     // `tests/faults.rs` refuses the others as well.
-    subject.setup().prepare(&REFUSE_SIGTERM).start()?.ends(1, "pause: cannot handle SIGTERM\n")
+    prepared(setup, &REFUSE_SIGTERM).start()?.ends(1, "pause: cannot handle SIGTERM\n")
 }
 
 helper!(REFUSE_SIGTERM = |_| refuse(libc::SYS_rt_sigaction, Some(libc::SIGTERM), libc::EPERM));
 
 // Not PID 1.
 
-fn not_pid_1_warns(subject: &Subject) -> Result<()> {
+fn not_pid_1_warns(setup: &Setup) -> Result<()> {
     let (near, far) = UnixDatagram::pair()?;
-    let setup = subject.setup().not_pid_1().stderr(OwnedFd::from(far));
+    let setup = Setup { is_init: false, stderr: stream(far), ..setup.clone() };
     setup.asleep()?.stops(Signal::SIGTERM, "")?;
     let messages = datagrams(near)?;
     ensure!(messages == [WARNING, STOPPED], "{messages:?}");
     Ok(())
 }
 
-fn not_pid_1_dies_of_other_signals(subject: &Subject) -> Result<()> {
+fn not_pid_1_dies_of_other_signals(setup: &Setup) -> Result<()> {
     for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGALRM] {
-        let sandbox = subject.setup().not_pid_1().asleep()?;
+        let sandbox = Setup { is_init: false, ..setup.clone() }.asleep()?;
         sandbox.signal(signal)?;
         let (status, _) = sandbox.wait()?;
         ensure!(status.signal() == Some(signal as i32), "{status} after {signal}");
@@ -429,11 +408,11 @@ fn not_pid_1_dies_of_other_signals(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
-fn not_pid_1_is_subreaper(subject: &Subject) -> Result<()> {
+fn not_pid_1_is_subreaper(setup: &Setup) -> Result<()> {
     let (mut near, far) = UnixStream::pair()?;
     near.set_read_timeout(Some(TIMEOUT))?;
-    let setup = subject.setup().not_pid_1().stdout(OwnedFd::from(far));
-    let sandbox = setup.prepare(&LEAVE_CHILD).asleep()?;
+    let setup = prepared(setup, &LEAVE_CHILD);
+    let sandbox = Setup { is_init: false, stdout: stream(far), ..setup }.asleep()?;
     near.write_all(&[0])?;
     let mut parent = String::new();
     BufReader::new(near).read_line(&mut parent)?;
@@ -462,23 +441,29 @@ fn leave_child(_: &[OsString]) -> Result<()> {
 
 // Arguments.
 
+/// (PID 1 would survive SIGPIPE and SIGXFSZ in any case.)
+fn with_arguments(setup: &Setup, arguments: &[impl AsRef<OsStr>]) -> Setup {
+    let arguments = arguments.iter().map(|it| it.as_ref().to_owned()).collect();
+    Setup { arguments, is_init: false, ..setup.clone() }
+}
+
 /// Runs a program to its end and returns its exit code, stdout and stderr.
 fn run(setup: Setup) -> Result<(Option<i32>, Vec<u8>, Vec<u8>)> {
     let (mut reader, writer) = io::pipe()?;
-    let (status, stderr) = setup.stdout(writer).start()?.wait()?;
+    let (status, stderr) = Setup { stdout: stream(writer), ..setup }.start()?.wait()?;
     let mut stdout = Vec::new();
     reader.read_to_end(&mut stdout)?;
     Ok((status.code(), stdout, stderr))
 }
 
-fn version_and_help_are_printed(subject: &Subject) -> Result<()> {
+fn version_and_help_are_printed(setup: &Setup) -> Result<()> {
     // The first argument decides.
     for arguments in [&["-v"][..], &["-V"], &["--version"], &["--version", "x"]] {
-        let result = run(subject.setup().arguments(arguments))?;
+        let result = run(with_arguments(setup, arguments))?;
         ensure!(result == (Some(0), VERSION.into(), vec![]), "{arguments:?}: {result:?}");
     }
     for argument in ["-h", "--help"] {
-        let (code, stdout, stderr) = run(subject.setup().arguments([argument]))?;
+        let (code, stdout, stderr) = run(with_arguments(setup, &[argument]))?;
         ensure!(code == Some(0) && stderr.is_empty(), "{argument}: {code:?}");
         let text = String::from_utf8(stdout)?;
         for word in ["Usage: pause", "-v", "-V", "--version", "-h", "--help", "SIGTERM", "SIGINT"] {
@@ -489,33 +474,34 @@ fn version_and_help_are_printed(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
-fn failed_write_to_stdout_exits_with_1(subject: &Subject) -> Result<()> {
+fn failed_write_to_stdout_exits_with_1(setup: &Setup) -> Result<()> {
     for argument in ["--version", "--help"] {
-        let setup = || subject.setup().arguments([argument]);
-        setup().stdout(full()?).start()?.ends(1, CANNOT_WRITE)?;
-        setup().stdout(without_reader()?).start()?.ends(1, CANNOT_WRITE)?;
-        setup().prepare(&CLOSE_STDOUT).start()?.ends(1, CANNOT_WRITE)?;
-        setup().prepare(&CLOSE_STREAMS).start()?.ends(1, "")?;
+        let setup = with_arguments(setup, &[argument]);
+        for stdout in [stream(full()?), stream(without_reader()?)] {
+            Setup { stdout, ..setup.clone() }.start()?.ends(1, CANNOT_WRITE)?;
+        }
+        prepared(&setup, &CLOSE_STDOUT).start()?.ends(1, CANNOT_WRITE)?;
+        prepared(&setup, &CLOSE_STREAMS).start()?.ends(1, "")?;
     }
     Ok(())
 }
 
-fn partial_write_to_stdout_exits_with_1(subject: &Subject) -> Result<()> {
+fn partial_write_to_stdout_exits_with_1(setup: &Setup) -> Result<()> {
     // The message is longer than the rest of what the file may have.
     let mut file = tempfile::tempfile()?;
     file.write_all(&[b'.'; 507])?;
-    let setup = subject.setup().arguments(["--version"]).stdout(file.try_clone()?);
-    setup.prepare(&LIMIT_FILES).start()?.ends(1, CANNOT_WRITE)?;
+    let setup = prepared(&with_arguments(setup, &["--version"]), &LIMIT_FILES);
+    Setup { stdout: stream(file.try_clone()?), ..setup }.start()?.ends(1, CANNOT_WRITE)?;
     ensure!(file.metadata()?.len() == 512, "the file is not full");
     Ok(())
 }
 
 helper!(LIMIT_FILES = |_| Ok(setrlimit(Resource::RLIMIT_FSIZE, 512, 512)?));
 
-fn unknown_arguments_are_refused(subject: &Subject) -> Result<()> {
+fn unknown_arguments_are_refused(setup: &Setup) -> Result<()> {
     let is_refused = |arguments: &[&[u8]]| {
-        let words = arguments.iter().map(|word| OsStr::from_bytes(word));
-        let result = run(subject.setup().arguments(words))?;
+        let words: Vec<_> = arguments.iter().map(|word| OsStr::from_bytes(word)).collect();
+        let result = run(with_arguments(setup, &words))?;
         let stderr =
             [b"pause: unknown argument: ", arguments[0], b"\nTry pause --help.\n"].concat();
         let argument = String::from_utf8_lossy(arguments[0]);
@@ -540,7 +526,7 @@ fn unknown_arguments_are_refused(subject: &Subject) -> Result<()> {
     }
     // The message is one write.
     let (near, far) = UnixDatagram::pair()?;
-    subject.setup().arguments(["x"]).stderr(OwnedFd::from(far)).start()?.ends(64, "")?;
+    Setup { stderr: stream(far), ..with_arguments(setup, &["x"]) }.start()?.ends(64, "")?;
     let messages = datagrams(near)?;
     ensure!(messages == ["pause: unknown argument: x\nTry pause --help.\n"], "{messages:?}");
     Ok(())

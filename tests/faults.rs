@@ -8,7 +8,7 @@
 #![expect(clippy::incompatible_msrv, reason = "only the product supports an older Rust")]
 
 use anyhow::{Context, Result, ensure};
-use harness::build::{self, Flavor};
+use harness::build::Flavor;
 use harness::calls::{self, Call, Refused};
 use harness::cgroup::Cgroup;
 use harness::helper;
@@ -17,7 +17,7 @@ use harness::orphans::number;
 use harness::proc::{SLEEPING_CALL, catches, children, wait_until};
 use harness::process::{LIMITS, PauseProcess, Spawn, set_limit};
 use harness::sandbox::{self, STOPPED, Sandbox, Setup, WARNING};
-use harness::trial::{Test, Trials, obstacle};
+use harness::trial::{Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
 use nix::sys::prctl::set_pdeathsig;
@@ -29,7 +29,6 @@ use procfs::process::Process;
 use std::ffi::OsString;
 use std::hint::spin_loop;
 use std::io::{self, PipeReader, Read, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::thread;
@@ -39,8 +38,8 @@ helper!(INSIDE = inside);
 helper!(REFUSED = refused);
 helper!(IN_CGROUP = in_cgroup);
 
-/// Trials that need nothing but a sandbox.
-const IN_SANDBOX: &[Test] = tests![
+/// Trials that need nothing but a sandbox. Each is run as PID 1 and not as PID 1.
+const IN_SANDBOX: &[(&str, fn(bool) -> Result<()>)] = tests![
     its_system_calls_are_those_listed,
     the_listed_system_calls_are_enough,
     sigterm_before_any_instruction,
@@ -85,16 +84,18 @@ fn run_in_sandbox(helper: &Helper, argument: &str) -> Result<()> {
 
 /// A sandbox to start processes in.
 fn sandbox() -> Result<Sandbox> {
-    static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
-        build::build(Flavor::Freestanding).expect("the release binary can be built")
-    });
-    Setup::new(&BINARY).asleep()
+    static SETUP: LazyLock<Setup> =
+        LazyLock::new(|| Setup::of(Flavor::Freestanding).expect("the release binary can be built"));
+    SETUP.clone().asleep()
 }
 
 /// Runs a trial by its name.
 fn inside(arguments: &[OsString]) -> Result<()> {
     let (_, run) = IN_SANDBOX.iter().find(|(name, _)| arguments == [*name]).context("no trial")?;
-    run()
+    for is_init in [true, false] {
+        run(is_init).with_context(|| format!("PID 1: {is_init}"))?;
+    }
+    Ok(())
 }
 
 // System calls.
@@ -171,47 +172,45 @@ fn spawn_child() -> Result<()> {
 }
 
 /// Compares the system calls from start to end with the list. PID 1 gets a SIGTERM from inside first.
-fn its_system_calls_are_those_listed() -> Result<()> {
-    for is_init in [true, false] {
-        let (ignored, end) = if is_init { (&calls::IGNORE[..], 1) } else { (&[][..], 0) };
-        let last = ignored.iter().chain(&calls::END[end..]);
-        let expected: Vec<_> = calls::until_asleep(is_init)
-            .map(|call| (call.number, call.first))
-            .chain(last.map(|&number| (number, None)))
-            .collect();
-        let (reader, writer) = io::pipe()?;
-        let mut start_sender = Some(writer).filter(|_| is_init);
-        let prepare = || if is_init { spawn_sender(&reader) } else { Ok(()) };
-        let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn_traced()?;
-        let mut made = Vec::new();
-        let mut signal = None;
-        // One call too many is enough to fail.
-        while made.len() <= expected.len() {
-            ptrace::syscall(process.pid, signal.take())?;
-            process.wait_settled()?;
-            if process.status().is_none() {
-                match start_sender.take() {
-                    Some(mut writer) => writer.write_all(&[0])?,
-                    None => process.signal(Signal::SIGTERM)?,
-                }
-                process.wait()?;
+fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
+    let (ignored, end) = if is_init { (&calls::IGNORE[..], 1) } else { (&[][..], 0) };
+    let last = ignored.iter().chain(&calls::END[end..]);
+    let expected: Vec<_> = calls::until_asleep(is_init)
+        .map(|call| (call.number, call.first))
+        .chain(last.map(|&number| (number, None)))
+        .collect();
+    let (reader, writer) = io::pipe()?;
+    let mut start_sender = Some(writer).filter(|_| is_init);
+    let prepare = || if is_init { spawn_sender(&reader) } else { Ok(()) };
+    let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn_traced()?;
+    let mut made = Vec::new();
+    let mut signal = None;
+    // One call too many is enough to fail.
+    while made.len() <= expected.len() {
+        ptrace::syscall(process.pid, signal.take())?;
+        process.wait_settled()?;
+        if process.status().is_none() {
+            match start_sender.take() {
+                Some(mut writer) => writer.write_all(&[0])?,
+                None => process.signal(Signal::SIGTERM)?,
             }
-            match process.status() {
-                Some(WaitStatus::PtraceSyscall(_)) => {
-                    let call = ptrace::syscall_info(process.pid)?;
-                    if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
-                        // SAFETY: at the entry of a system call it is this one of the union.
-                        let call = unsafe { call.u.entry };
-                        let known = expected.get(made.len()).and_then(|(_, first)| *first);
-                        made.push((call.nr as i64, known.map(|_| call.args[0] as i32)));
-                    }
-                }
-                Some(WaitStatus::Stopped(_, Signal::SIGTERM)) => signal = Some(Signal::SIGTERM),
-                _ => break,
-            }
+            process.wait()?;
         }
-        ensure!(made == expected, "PID 1 {is_init}: {made:?} instead of {expected:?}");
+        match process.status() {
+            Some(WaitStatus::PtraceSyscall(_)) => {
+                let call = ptrace::syscall_info(process.pid)?;
+                if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
+                    // SAFETY: at the entry of a system call it is this one of the union.
+                    let call = unsafe { call.u.entry };
+                    let known = expected.get(made.len()).and_then(|(_, first)| *first);
+                    made.push((call.nr as i64, known.map(|_| call.args[0] as i32)));
+                }
+            }
+            Some(WaitStatus::Stopped(_, Signal::SIGTERM)) => signal = Some(Signal::SIGTERM),
+            _ => break,
+        }
     }
+    ensure!(made == expected, "{made:?} instead of {expected:?}");
     Ok(())
 }
 
@@ -229,19 +228,16 @@ fn spawn_sender(mut start: &PipeReader) -> Result<()> {
 }
 
 /// Kills the process at any call that is not listed.
-fn the_listed_system_calls_are_enough() -> Result<()> {
+fn the_listed_system_calls_are_enough(is_init: bool) -> Result<()> {
     let prepare = || {
         spawn_child()?;
         seccomp::allow_only(calls::all())
     };
-    for is_init in [true, false] {
-        let start = Spawn { is_init, argument: None, prepare: &prepare };
-        reaps_and_stops(start.spawn()?, &messages(is_init))?;
-        for (argument, code) in [(c"--version", 0), (c"--help", 0), (c"x", 64)] {
-            let (end, _) =
-                Spawn { argument: Some(argument), ..start }.spawn()?.wait_with_stderr()?;
-            ensure!(end == Ok(code), "{argument:?}: {end:?}");
-        }
+    let start = Spawn { is_init, argument: None, prepare: &prepare };
+    reaps_and_stops(start.spawn()?, &messages(is_init))?;
+    for (argument, code) in [(c"--version", 0), (c"--help", 0), (c"x", 64)] {
+        let (end, _) = Spawn { argument: Some(argument), ..start }.spawn()?.wait_with_stderr()?;
+        ensure!(end == Ok(code), "{argument:?}: {end:?}");
     }
     Ok(())
 }
@@ -251,33 +247,31 @@ fn the_listed_system_calls_are_enough() -> Result<()> {
 /// Sends SIGTERM before the first instruction, before the second, and so on until it sleeps: PID 1
 /// ignores it, and any other process dies of it, as long as there is no handler; from then on, or if
 /// it waits behind a mask until then, it ends the process with exit code 0.
-fn sigterm_before_any_instruction() -> Result<()> {
+fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
     let deaf = || Ok(SigSet::all().thread_set_mask()?);
-    for is_init in [true, false] {
-        let begin = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
-        for (start, is_deaf) in [(begin, false), (Spawn { prepare: &deaf, ..begin }, true)] {
-            let mut instructions = 0;
+    let begin = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
+    for (start, is_deaf) in [(begin, false), (Spawn { prepare: &deaf, ..begin }, true)] {
+        let mut instructions = 0;
+        let mut process = start.spawn_traced()?;
+        while process.step()? {
+            instructions += 1;
+        }
+        drop(process);
+        for done in 0..=instructions {
             let mut process = start.spawn_traced()?;
-            while process.step()? {
-                instructions += 1;
+            for _ in 0..done {
+                process.step()?;
             }
-            drop(process);
-            for done in 0..=instructions {
-                let mut process = start.spawn_traced()?;
-                for _ in 0..done {
-                    process.step()?;
-                }
-                let is_ready = is_deaf || catches(process.pid, Signal::SIGTERM)?;
-                process.signal(Signal::SIGTERM)?;
-                ptrace::detach(process.pid, None)?;
-                let allowed = if is_ready { OBEYED } else { before_handler(is_init) };
-                let seen = early(process)?;
-                ensure!(
-                    seen == allowed,
-                    "after {done} of {instructions} instructions (PID 1 {is_init}, \
-                     deaf {is_deaf}): {seen:?} instead of {allowed:?}"
-                );
-            }
+            let is_ready = is_deaf || catches(process.pid, Signal::SIGTERM)?;
+            process.signal(Signal::SIGTERM)?;
+            ptrace::detach(process.pid, None)?;
+            let allowed = if is_ready { OBEYED } else { before_handler(is_init) };
+            let seen = early(process)?;
+            ensure!(
+                seen == allowed,
+                "after {done} of {instructions} instructions (\
+                 deaf {is_deaf}): {seen:?} instead of {allowed:?}"
+            );
         }
     }
     Ok(())
@@ -304,35 +298,33 @@ fn early(mut process: PauseProcess) -> Result<Early> {
 
 /// Sends SIGTERM after delays from the clone on, which cover what the tracer does not see: the
 /// kernel's part of the birth.
-fn sigterm_after_any_delay() -> Result<()> {
+fn sigterm_after_any_delay(is_init: bool) -> Result<()> {
     const PROCESSES: u32 = 4500;
-    for is_init in [true, false] {
-        let start = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
-        let until_asleep = || {
-            let born = Instant::now();
-            start.spawn()?.wait_settled()?;
-            Ok(born.elapsed())
-        };
-        // The quickest of some: the others were held up by other processes.
-        let times = (0..20).map(|_| until_asleep()).collect::<Result<Vec<_>>>()?;
-        let until_asleep = *times.iter().min().context("there are times")?;
-        let allowed = [before_handler(is_init), OBEYED];
-        let mut seen = Vec::new();
-        for number in 0..PROCESSES {
-            let delay = until_asleep * 2 * number / PROCESSES;
-            let process = start.spawn()?;
-            let born = Instant::now();
-            while born.elapsed() < delay {
-                spin_loop();
-            }
-            process.signal(Signal::SIGTERM)?;
-            let early = early(process)?;
-            ensure!(allowed.contains(&early), "{delay:?}, PID 1 {is_init}: {early:?}");
-            seen.push(early);
+    let start = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
+    let until_asleep = || {
+        let born = Instant::now();
+        start.spawn()?.wait_settled()?;
+        Ok(born.elapsed())
+    };
+    // The quickest of some: the others were held up by other processes.
+    let times = (0..20).map(|_| until_asleep()).collect::<Result<Vec<_>>>()?;
+    let until_asleep = *times.iter().min().context("there are times")?;
+    let allowed = [before_handler(is_init), OBEYED];
+    let mut seen = Vec::new();
+    for number in 0..PROCESSES {
+        let delay = until_asleep * 2 * number / PROCESSES;
+        let process = start.spawn()?;
+        let born = Instant::now();
+        while born.elapsed() < delay {
+            spin_loop();
         }
-        let all_seen = allowed.iter().all(|it| seen.contains(it));
-        ensure!(all_seen, "not each of {allowed:?} was seen, PID 1 {is_init}");
+        process.signal(Signal::SIGTERM)?;
+        let early = early(process)?;
+        ensure!(allowed.contains(&early), "{delay:?}: {early:?}");
+        seen.push(early);
     }
+    let all_seen = allowed.iter().all(|it| seen.contains(it));
+    ensure!(all_seen, "not each of {allowed:?} was seen");
     Ok(())
 }
 
@@ -357,40 +349,34 @@ fn lives(is_init: bool, prepare: &dyn Fn() -> Result<()>) -> Result<bool> {
 }
 
 /// Sets each limit to nothing, but those of which the next two trials look for the least.
-fn limits_of_zero() -> Result<()> {
+fn limits_of_zero(is_init: bool) -> Result<()> {
     let searched = [libc::RLIMIT_AS, libc::RLIMIT_STACK];
     for resource in LIMITS.filter(|resource| !searched.contains(resource)) {
-        for is_init in [true, false] {
-            let lived = lives_within(resource, 0, is_init)?;
-            // The kernel kills what has no time left when a tick of its clock meets it.
-            ensure!(lived || resource == libc::RLIMIT_CPU, "no exec with a limit {resource} of 0");
-        }
+        let lived = lives_within(resource, 0, is_init)?;
+        // The kernel kills what has no time left when a tick of its clock meets it.
+        ensure!(lived || resource == libc::RLIMIT_CPU, "no exec with a limit {resource} of 0");
     }
     Ok(())
 }
 
 /// Allows no page of address space, one page, and so on until there is more than enough.
-fn little_address_space() -> Result<()> {
-    for is_init in [true, false] {
-        let lived = pages(0).map(|bytes| lives_within(libc::RLIMIT_AS, bytes, is_init));
-        let lived = lived.collect::<Result<Vec<_>>>()?;
-        ensure!(lived.contains(&true) && lived.contains(&false), "all limits are alike: {lived:?}");
-    }
+fn little_address_space(is_init: bool) -> Result<()> {
+    let lived = pages(0).map(|bytes| lives_within(libc::RLIMIT_AS, bytes, is_init));
+    let lived = lived.collect::<Result<Vec<_>>>()?;
+    ensure!(lived.contains(&true) && lived.contains(&false), "all limits are alike: {lived:?}");
     Ok(())
 }
 
 /// Allows the stack that the kernel needs to deliver a signal, whatever program it is for, and more.
-fn little_stack() -> Result<()> {
+fn little_stack(is_init: bool) -> Result<()> {
     // SAFETY: reads what the kernel told this process at its start; 0 where it tells nothing.
     let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) };
     // `arch_align_stack` in the kernel's process.c begins up to so far below the top.
     let randomized = 8192;
     // What execve(2) puts there, and the frames of the program.
     let used = 4096;
-    for is_init in [true, false] {
-        for bytes in pages(frame.max(4096) + randomized + used) {
-            ensure!(lives_within(libc::RLIMIT_STACK, bytes, is_init)?, "no exec with {bytes}");
-        }
+    for bytes in pages(frame.max(4096) + randomized + used) {
+        ensure!(lives_within(libc::RLIMIT_STACK, bytes, is_init)?, "no exec with {bytes}");
     }
     Ok(())
 }
@@ -403,7 +389,7 @@ fn pages(least: u64) -> impl Iterator<Item = u64> {
 
 fn lives_within(resource: u32, bytes: u64, is_init: bool) -> Result<bool> {
     lives(is_init, &|| Ok(set_limit(Pid::this(), resource, bytes).map(drop)?))
-        .with_context(|| format!("the limit {resource} is {bytes}, PID 1 {is_init}"))
+        .with_context(|| format!("the limit {resource} is {bytes}"))
 }
 
 /// Runs [`IN_CGROUP`], which enters the control group by its stdin.

@@ -2,7 +2,7 @@
 //! left behind.
 
 use anyhow::{Context, Result, ensure};
-use harness::build::{Flavor, build};
+use harness::build::Flavor;
 use harness::cgroup::Cgroup;
 use harness::proc::{state, wait_until};
 use harness::sandbox::{self, Setup, ensure_inside};
@@ -10,16 +10,12 @@ use harness::trial::{Test, Trials, obstacle};
 use harness::{helper, tests};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use std::ffi::OsString;
 use std::fs;
 use std::process::ExitCode;
 
 const SANDBOXED: &[Test] = tests![recycled_pid_is_left_alone, libraries_of_the_host_are_read_only,];
 const ANYWHERE: &[Test] = tests![dangerous_helper_refuses_on_the_host];
 const CGROUPS: &[Test] = tests![control_group_leaves_nothing];
-
-helper!(KILLER = killer);
-helper!(MOUNTS = mounts);
 
 fn main() -> ExitCode {
     helper::dispatch();
@@ -30,16 +26,18 @@ fn main() -> ExitCode {
     trials.run()
 }
 
-/// Stands for the helpers that kill: it only says that it would.
-fn killer(_: &[OsString]) -> Result<()> {
-    ensure_inside()?;
-    println!("would kill");
-    Ok(())
-}
+helper!(
+    /// Stands for the helpers that kill: it only says that it would.
+    KILLER = |_| {
+        ensure_inside()?;
+        println!("would kill");
+        Ok(())
+    }
+);
 
 /// PID 1 of the sandbox has ended, and its PID is now that of another process: this one.
 fn recycled_pid_is_left_alone() -> Result<()> {
-    let mut sandbox = Setup::new(&build(Flavor::Freestanding)?).asleep()?;
+    let mut sandbox = Setup::of(Flavor::Freestanding)?.asleep()?;
     let pid = sandbox.pid;
     sandbox.signal(Signal::SIGKILL)?;
     wait_until("PID 1 is reaped", || state(pid).is_none())?;
@@ -60,18 +58,20 @@ fn dangerous_helper_refuses_on_the_host() -> Result<()> {
     Ok(())
 }
 
-/// Prints every mount that is not read-only.
-fn mounts(_: &[OsString]) -> Result<()> {
-    for mount in procfs::process::Process::myself()?.mountinfo()? {
-        if !mount.mount_options.contains_key("ro") {
-            println!("{}", mount.mount_point.display());
+helper!(
+    /// Prints every mount that is not read-only.
+    MOUNTS = |_| {
+        for mount in procfs::process::Process::myself()?.mountinfo()? {
+            if !mount.mount_options.contains_key("ro") {
+                println!("{}", mount.mount_point.display());
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
+);
 
 fn libraries_of_the_host_are_read_only() -> Result<()> {
-    let sandbox = Setup::new(&build(Flavor::Hosted)?).with_libraries(true).start()?;
+    let sandbox = Setup::of(Flavor::Hosted)?.start()?;
     let writable = sandbox.run(&MOUNTS, &[])?;
     ensure!(writable == "/\n/proc\n", "writable: {writable}");
     Ok(())

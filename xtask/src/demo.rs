@@ -78,7 +78,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// The kernel's names of the namespaces that make the pod.
 fn namespaces(pod: &Sandbox) -> Result<Vec<String>> {
-    ["pid", "net", "ipc", "uts"].iter().map(|name| pod.namespace(name)).collect()
+    let link = |name| fs::read_link(format!("/proc/{}/ns/{name}", pod.pid));
+    ["pid", "net", "ipc", "uts"].iter().map(|name| Ok(link(name)?.display().to_string())).collect()
 }
 
 /// Makes orphans in the pod. None of them may remain, and PID 1 may not wake up for them.

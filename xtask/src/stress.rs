@@ -1,7 +1,7 @@
 //! `cargo xtask stress`: stress-tests PID 1 with orphans, fork bombs and signals.
 
 use anyhow::{Context, Result, ensure};
-use harness::build::{self, Flavor};
+use harness::build::Flavor;
 use harness::helper;
 use harness::helper::{Helper, spawn};
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon, number};
@@ -58,7 +58,7 @@ helper!(STOPPED = stopped);
 /// its memory has not grown. At the end SIGTERM has to stop it.
 pub fn run(args: &Args) -> Result<()> {
     let time = Duration::try_from_secs_f64(args.minutes * 60.0).context("--minutes")?;
-    let pod = Setup::new(&build::build(Flavor::Freestanding)?).asleep()?;
+    let pod = Setup::of(Flavor::Freestanding)?.asleep()?;
     let before = (activity(pod.pid)?, resident(pod.pid)?);
 
     let style = "{msg:12} {wide_bar} {human_pos}/{human_len} orphans, {elapsed}";

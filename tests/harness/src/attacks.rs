@@ -114,7 +114,7 @@ const STANDARD_STREAMS: Outcome = Done("sees that 0, 1 and 2 are open");
 
 /// Every attack.
 pub const ATTACKS: &[Attack] = &[
-    attack("ptrace_attach", "`ptrace`, attach", ptrace_attach, Denied, Denied),
+    attack("ptrace_attach", "`ptrace`, attach", |pid| Ok(ptrace::attach(pid)?), Denied, Denied),
     attack("ptrace_seize", "`ptrace`, seize", ptrace_seize, Denied, Denied),
     attack("vm_read", "`process_vm_readv`", vm_read, Denied, Denied),
     attack("vm_write", "`process_vm_writev`", vm_write, Denied, Denied),
@@ -125,8 +125,8 @@ pub const ATTACKS: &[Attack] = &[
     attack("fd", "open `/proc/1/fd/*`", |pid| open_any(pid, "fd"), Denied, Denied),
     attack("pidfd_getfd", "`pidfd_getfd`", pidfd_getfd, Denied, Denied),
     attack("kcmp", "`kcmp`", kcmp, Denied, Denied),
-    attack("root", "enter `/proc/1/root`", |pid| list(pid, "root/"), Denied, Denied),
-    attack("cwd", "enter `/proc/1/cwd`", |pid| list(pid, "cwd/"), Denied, Denied),
+    attack("root", "enter `/proc/1/root`", |pid| names(pid, "root/").map(drop), Denied, Denied),
+    attack("cwd", "enter `/proc/1/cwd`", |pid| names(pid, "cwd/").map(drop), Denied, Denied),
     attack("exe", "open `/proc/1/exe`, to write or to read", exe, Denied, Denied),
     attack("ns", "open `/proc/1/ns/*`", |pid| open_any(pid, "ns"), Denied, Denied),
     attack("prlimit", "`prlimit`: every limit but CPU time to 0", prlimit, ZERO_LIMITS, Denied),
@@ -258,10 +258,6 @@ pub fn prepare() -> Result<()> {
 
 // Memory and files.
 
-fn ptrace_attach(pid: Pid) -> io::Result<()> {
-    Ok(ptrace::attach(pid)?)
-}
-
 fn ptrace_seize(pid: Pid) -> io::Result<()> {
     Ok(ptrace::seize(pid, Options::empty())?)
 }
@@ -301,10 +297,6 @@ fn names(pid: Pid, folder: &str) -> io::Result<Vec<String>> {
     let mut names = entries.map(name).collect::<io::Result<Vec<String>>>()?;
     names.sort();
     Ok(names)
-}
-
-fn list(pid: Pid, folder: &str) -> io::Result<()> {
-    names(pid, folder).map(drop)
 }
 
 fn list_descriptors(pid: Pid) -> io::Result<()> {
@@ -434,13 +426,10 @@ fn pidfd_of_parent(pid: Pid) -> io::Result<()> {
     in_child(|| Ok(process::pidfd_send_signal(&pidfd, process::Signal::TERM)?))
 }
 
-/// The codes of `siginfo_t` that any process may invent.
-fn negative_codes() -> impl Iterator<Item = c_int> {
-    (-128..0).chain([c_int::MIN]).filter(|&code| code != libc::SI_TKILL)
-}
-
+/// Tries every code of `siginfo_t` that any process may invent.
 fn forged(pid: Pid) -> io::Result<()> {
-    negative_codes().try_for_each(|code| queue_code(pid, libc::SIGTERM, code))
+    let mut codes = (-128..0).chain([c_int::MIN]).filter(|&code| code != libc::SI_TKILL);
+    codes.try_for_each(|code| queue_code(pid, libc::SIGTERM, code))
 }
 
 /// Succeeds if the kernel takes any of these codes.

@@ -8,8 +8,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root};
 use std::env;
 use std::ffi::{CStr, CString};
-use std::fs::{self, File, Permissions};
-use std::io;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -25,11 +24,11 @@ pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Re
     if emulated {
         programs.push(("emulator/pause", emulator));
     }
-    let open = |(name, path): (&'static str, &Path)| {
-        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok((name, file))
+    let read = |(name, path): (&'static str, &Path)| {
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok((name, bytes))
     };
-    let programs = programs.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+    let programs = programs.into_iter().map(read).collect::<Result<Vec<_>>>()?;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .context("cannot make the mounts private")?;
     let root = env::temp_dir();
@@ -37,8 +36,8 @@ pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Re
         .with_context(|| format!("cannot mount a tmpfs on {}", root.display()))?;
     chdir(&root)?;
     fs::create_dir("emulator")?;
-    for (name, mut program) in programs {
-        io::copy(&mut program, &mut File::create(name)?)?;
+    for (name, program) in programs {
+        fs::write(name, program)?;
         fs::set_permissions(name, Permissions::from_mode(0o755))?;
     }
     fs::create_dir("proc")?;

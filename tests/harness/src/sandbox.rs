@@ -2,6 +2,7 @@
 //! alone in a new root file system. Needs no engine, and no root where the kernel lets ordinary users
 //! make user namespaces.
 
+use crate::build::{Flavor, build};
 use crate::helper;
 use crate::helper::{Helper, spawn};
 use crate::proc::{TIMEOUT, is_asleep, wait_until};
@@ -12,7 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{
     Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execv, getegid, geteuid, setgid,
@@ -30,7 +31,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio, exit};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::{ptr, thread};
 
 /// User and group of the image.
@@ -46,81 +47,48 @@ helper!(LAUNCHER = launcher);
 helper!(JOINER = joiner);
 
 /// How to start a sandbox.
+#[derive(Clone)]
 pub struct Setup {
-    program: PathBuf,
-    emulator: OsString,
-    arguments: Vec<OsString>,
-    preparation: &'static str,
-    user: u32,
-    libraries: bool,
-    is_init: bool,
-    stdout: Stdio,
-    stderr: Stdio,
+    /// The program that will be `/pause` inside.
+    pub program: PathBuf,
+    /// A static program that runs it, if there is one.
+    pub emulator: Option<PathBuf>,
+    /// Whether to show the machine's shared libraries inside, for a program that needs them.
+    pub libraries: bool,
+    /// Arguments of `/pause`.
+    pub arguments: Vec<OsString>,
+    /// Whether `/pause` is PID 1. Otherwise that is a process that does nothing, and what is said here
+    /// of PID 1 holds for `/pause`.
+    pub is_init: bool,
+    /// User and group of `/pause`, as with `runAsUser`. Only root can choose them.
+    pub user: u32,
+    /// What PID 1 runs before it becomes `/pause`.
+    pub preparation: Option<&'static Helper>,
+    /// Stdout of `/pause`, which is /dev/null by default.
+    pub stdout: Option<Arc<OwnedFd>>,
+    /// Stderr of `/pause`, which [`Sandbox::wait`] returns by default.
+    pub stderr: Option<Arc<OwnedFd>>,
 }
 
 impl Setup {
-    /// The release binary `program`, which will be `/pause` inside.
+    /// A sandbox for `program`, with all defaults.
     pub fn new(program: &Path) -> Self {
         Setup {
             program: program.into(),
-            emulator: OsString::new(),
-            arguments: Vec::new(),
-            preparation: "",
-            user: USER,
+            emulator: None,
             libraries: false,
+            arguments: Vec::new(),
             is_init: true,
-            stdout: Stdio::null(),
-            stderr: Stdio::piped(),
+            user: USER,
+            preparation: None,
+            stdout: None,
+            stderr: None,
         }
     }
 
-    /// Adds arguments for `/pause`.
-    pub fn arguments<T: AsRef<OsStr>>(mut self, arguments: impl IntoIterator<Item = T>) -> Self {
-        self.arguments.extend(arguments.into_iter().map(|it| it.as_ref().to_owned()));
-        self
-    }
-
-    /// Runs `helper` as PID 1, without arguments, before PID 1 becomes `/pause`.
-    pub fn prepare(mut self, helper: &Helper) -> Self {
-        self.preparation = helper.name;
-        self
-    }
-
-    /// Runs `/pause` as this user and group, as with `runAsUser`. Only root can do that.
-    pub fn user(mut self, user: u32) -> Self {
-        self.user = user;
-        self
-    }
-
-    /// Shows the machine's shared libraries in the sandbox, for a program that needs them.
-    pub fn with_libraries(mut self, wanted: bool) -> Self {
-        self.libraries = wanted;
-        self
-    }
-
-    /// Lets another process be PID 1, which does nothing. What is said of PID 1 of a sandbox then holds
-    /// for `/pause`.
-    pub fn not_pid_1(mut self) -> Self {
-        self.is_init = false;
-        self
-    }
-
-    /// Runs the program with `emulator`, a static program.
-    pub fn emulated_by(mut self, emulator: &Path) -> Self {
-        self.emulator = emulator.into();
-        self
-    }
-
-    /// Sets stdout, which is /dev/null by default.
-    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
-        self.stdout = stdout.into();
-        self
-    }
-
-    /// Sets stderr, which [`Sandbox::wait`] returns by default.
-    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
-        self.stderr = stderr.into();
-        self
+    /// A sandbox for the release binary of `flavor`, which is built.
+    pub fn of(flavor: Flavor) -> Result<Self> {
+        Ok(Setup { libraries: flavor == Flavor::Hosted, ..Setup::new(&build(flavor)?) })
     }
 
     /// Starts the sandbox and waits until `/pause` sleeps in it.
@@ -137,12 +105,12 @@ impl Setup {
         let launcher = LAUNCHER
             .command()
             .args([self.libraries.to_string(), self.is_init.to_string(), self.user.to_string()])
-            .arg(self.preparation)
-            .args([&self.emulator, self.program.as_os_str()])
+            .arg(self.preparation.map_or("", |helper| helper.name))
+            .args([self.emulator.unwrap_or_default(), self.program])
             .args(&self.arguments)
             .stdin(OwnedFd::from(far))
-            .stdout(self.stdout)
-            .stderr(self.stderr)
+            .stdout(self.stdout.map_or(Ok(Stdio::null()), |fd| fd.try_clone().map(Stdio::from))?)
+            .stderr(self.stderr.map_or(Ok(Stdio::piped()), |fd| fd.try_clone().map(Stdio::from))?)
             // Ctrl-C on a terminal is for whoever started the sandbox, and not for what is inside.
             .process_group(0)
             .spawn()
@@ -251,12 +219,6 @@ impl Sandbox {
         ensure!(status.success(), "{} inside: {status}: {stderr}", helper.name);
         Ok(String::from_utf8_lossy(&stdout).into_owned())
     }
-
-    /// The inode number of one of PID 1's namespaces, by its link in /proc/PID/ns.
-    pub fn namespace(&self, name: &str) -> Result<String> {
-        let link = fs::read_link(format!("/proc/{}/ns/{name}", self.pid))?;
-        Ok(link.to_string_lossy().into_owned())
-    }
 }
 
 /// The next number from the launcher, or its error message.
@@ -272,8 +234,8 @@ fn report(reports: &mut BufReader<UnixStream>) -> Result<i32> {
 
 /// Checks that sandboxes can be made here; otherwise the error says what to do.
 pub fn is_available() -> Result<()> {
-    let this = Setup::new(Path::new("/proc/self/exe")).with_libraries(true).arguments(["--help"]);
-    this.stderr(Stdio::null()).start().map(drop)
+    let this = Setup::new(Path::new("/proc/self/exe"));
+    Setup { libraries: true, arguments: vec!["--help".into()], ..this }.start().map(drop)
 }
 
 /// Makes the namespaces, starts PID 1 in them, and reports its PID and exit status.
@@ -373,6 +335,9 @@ fn become_pause(
     arguments: &[OsString],
 ) -> Result<Infallible> {
     become_user(user)?;
+    // Rust programs ignore it, engines do not.
+    // SAFETY: no handler is installed.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl)? };
     // The sandbox ends with its launcher. (A change of user would undo this.)
     set_pdeathsig(Signal::SIGKILL)?;
     if !preparation.is_empty() {

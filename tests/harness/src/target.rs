@@ -15,29 +15,9 @@ pub struct Target {
     pub platform: &'static str,
     /// Architecture in the names of qemu's programs.
     pub qemu: &'static str,
-    /// Debian's kernels that it is booted on.
-    pub kernels: &'static [Kernel],
-}
-
-/// A kernel of Debian's.
-#[derive(Debug)]
-pub struct Kernel {
-    /// Release and name in Debian: the package is `linux-image-` and the name.
-    pub name: &'static str,
-    /// Size of its pages in KiB.
-    pub page: u32,
-}
-
-const X86_64: &[Kernel] = &[
-    kernel("bullseye/cloud-amd64", 4),
-    kernel("bookworm/cloud-amd64", 4),
-    kernel("trixie/cloud-amd64", 4),
-    kernel("forky/cloud-amd64", 4),
-];
-const AARCH64: &[Kernel] = &[kernel("bookworm/cloud-arm64", 4), kernel("trixie/arm64-16k", 16)];
-
-const fn kernel(name: &'static str, page: u32) -> Kernel {
-    Kernel { name, page }
+    /// Debian's kernels that it is booted on: release and name, and the size of its pages in KiB. The
+    /// package is `linux-image-` and the name.
+    pub kernels: &'static [(&'static str, u32)],
 }
 
 /// Every target.
@@ -47,21 +27,26 @@ pub const TARGETS: &[Target] = &[
         arch: "x86_64",
         platform: "linux/amd64",
         qemu: "x86_64",
-        kernels: X86_64,
+        kernels: &[
+            ("bullseye/cloud-amd64", 4),
+            ("bookworm/cloud-amd64", 4),
+            ("trixie/cloud-amd64", 4),
+            ("forky/cloud-amd64", 4),
+        ],
     },
     Target {
         triple: "aarch64-unknown-linux-gnu",
         arch: "aarch64",
         platform: "linux/arm64/v8",
         qemu: "aarch64",
-        kernels: AARCH64,
+        kernels: &[("bookworm/cloud-arm64", 4), ("trixie/arm64-16k", 16)],
     },
     Target {
         triple: "armv7-unknown-linux-gnueabihf",
         arch: "arm",
         platform: "linux/arm/v7",
         qemu: "arm",
-        kernels: &[kernel("bookworm/armmp", 4)],
+        kernels: &[("bookworm/armmp", 4)],
     },
     Target {
         triple: "loongarch64-unknown-linux-gnu",
@@ -75,7 +60,7 @@ pub const TARGETS: &[Target] = &[
         arch: "powerpc64",
         platform: "linux/ppc64le",
         qemu: "ppc64le",
-        kernels: &[kernel("bookworm/powerpc64le", 64)],
+        kernels: &[("bookworm/powerpc64le", 64)],
     },
     Target {
         triple: "riscv64gc-unknown-linux-gnu",
@@ -89,7 +74,7 @@ pub const TARGETS: &[Target] = &[
         arch: "s390x",
         platform: "linux/s390x",
         qemu: "s390x",
-        kernels: &[kernel("bookworm/s390x", 4)],
+        kernels: &[("bookworm/s390x", 4)],
     },
 ];
 

@@ -9,7 +9,6 @@ use harness::sandbox::{Sandbox, Setup};
 use indicatif::ProgressBar;
 use nix::unistd::Pid;
 use procfs::process::Process;
-use std::process::Stdio;
 
 /// Makes orphans below each peer. Returns a message for each peer that failed.
 pub fn measure(peers: &mut [Peer], plan: &Plan, progress: &ProgressBar) -> Vec<String> {
@@ -43,8 +42,9 @@ fn measure_round(peer: &mut Peer, plan: &Plan) -> Result<()> {
 
 /// Starts a sandbox in which the peer sleeps as PID 1.
 pub fn start(peer: &Peer) -> Result<Sandbox> {
-    let setup = Setup::new(&peer.program).with_libraries(true).arguments(peer.arguments);
-    let sandbox = setup.stderr(Stdio::null()).start()?;
+    let arguments = peer.arguments.iter().map(Into::into).collect();
+    let setup = Setup { libraries: true, arguments, ..Setup::new(&peer.program) };
+    let sandbox = setup.start()?;
     wait_until(&format!("{} sleeps in a sandbox", peer.name), || {
         let mut family = children(sandbox.pid);
         family.push(sandbox.pid);
