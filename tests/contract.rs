@@ -9,7 +9,7 @@
 use anyhow::{Context, Result, ensure};
 use harness::build::Flavor;
 use harness::helper;
-use harness::helper::{Helper, spawn};
+use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon};
 use harness::proc::{TIMEOUT, activity, anonymous, children, is_asleep, state, wait_until};
 use harness::sandbox::{self, STOPPED, Sandbox, Setup, WARNING};
@@ -20,6 +20,7 @@ use harness::trial::{Trials, obstacle};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{self, c_uint};
 use nix::pty::openpty;
+use nix::sched::CloneFlags;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::{self, Pid, SysconfVar, dup2_stdout, execv, getppid, setsid};
@@ -234,12 +235,7 @@ helper!(LEAVE_DEAD_CHILDREN = leave_dead_children);
 fn leave_dead_children(_: &[OsString]) -> Result<()> {
     spawn(|| Ok(()))?;
     spawn(|| Ok(()))?;
-    // SAFETY: like fork(2), in a process with one thread; the null pointers stand for the parent's
-    // stack and for no thread ids.
-    if unsafe { libc::syscall(libc::SYS_clone, libc::SIGUSR1, 0, 0, 0, 0) } == 0 {
-        // SAFETY: leaves at once, and touches nothing that was copied.
-        unsafe { libc::_exit(0) };
-    }
+    spawn_with(CloneFlags::empty(), Some(libc::SIGUSR1), || Ok(()))?;
     let zombies = || children(Pid::this()).into_iter().filter(|&pid| state(pid) == Some('Z'));
     wait_until("three children are zombies", || zombies().count() == 3)
 }

@@ -20,19 +20,21 @@ use harness::sandbox::{self, STOPPED, Sandbox, Setup, WARNING};
 use harness::trial::{Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::ptrace;
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::WaitStatus;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, SysconfVar, getppid, sysconf, write};
 use procfs::process::Process;
 use std::ffi::OsString;
+use std::fs::File;
 use std::hint::spin_loop;
-use std::io::{self, PipeReader, Read, Write};
+use std::io;
 use std::process::ExitCode;
 use std::sync::LazyLock;
-use std::thread;
 use std::time::Instant;
+use std::{mem, thread};
 
 helper!(INSIDE = inside);
 helper!(REFUSED = refused);
@@ -179,24 +181,22 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
         .map(|call| (call.number, call.first))
         .chain(last.map(|&number| (number, None)))
         .collect();
-    let (reader, writer) = io::pipe()?;
-    let mut start_sender = Some(writer).filter(|_| is_init);
-    let prepare = || if is_init { spawn_sender(&reader) } else { Ok(()) };
-    let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn_traced()?;
+    let mut process = Spawn { is_init, argument: None, prepare: &|| Ok(()) }.spawn_traced()?;
+    let mut is_next_from_inside = is_init;
     let mut made = Vec::new();
     let mut signal = None;
     // One call too many is enough to fail.
     while made.len() <= expected.len() {
         ptrace::syscall(process.pid, signal.take())?;
         process.wait_settled()?;
-        if process.status().is_none() {
-            match start_sender.take() {
-                Some(mut writer) => writer.write_all(&[0])?,
-                None => process.signal(Signal::SIGTERM)?,
+        if process.status.is_none() {
+            match mem::take(&mut is_next_from_inside) {
+                true => terminate_from_inside(process.pid)?,
+                false => process.signal(Signal::SIGTERM)?,
             }
             process.wait()?;
         }
-        match process.status() {
+        match process.status {
             Some(WaitStatus::PtraceSyscall(_)) => {
                 let call = ptrace::syscall_info(process.pid)?;
                 if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
@@ -214,17 +214,14 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
     Ok(())
 }
 
-/// Starts a child that sends SIGTERM to its parent when it reads a byte.
-fn spawn_sender(mut start: &PipeReader) -> Result<()> {
-    let send = || {
-        start.read_exact(&mut [0])?;
-        kill(getppid(), Signal::SIGTERM)?;
-        // Stays, so that no SIGCHLD follows.
-        loop {
-            thread::park();
-        }
-    };
-    spawn(send).map(drop)
+/// Lets a process in the PID namespace of `init` send SIGTERM to it.
+fn terminate_from_inside(init: Pid) -> Result<()> {
+    let joiner = spawn(|| {
+        setns(File::open(format!("/proc/{init}/ns/pid"))?, CloneFlags::CLONE_NEWPID)?;
+        let sender = spawn(|| Ok(kill(Pid::from_raw(1), Signal::SIGTERM)?))?;
+        Ok(waitpid(sender, None).map(drop)?)
+    })?;
+    Ok(waitpid(joiner, None).map(drop)?)
 }
 
 /// Kills the process at any call that is not listed.

@@ -3,14 +3,14 @@
 use anyhow::{Context, Result, ensure};
 use harness::build::Flavor;
 use harness::helper;
-use harness::helper::{Helper, spawn};
+use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon, number};
 use harness::proc::{activity, children, is_asleep, resident, state, wait_until};
 use harness::sandbox::{self, Sandbox, Setup, USER, become_user, ensure_inside};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sched::{CloneFlags, clone};
+use nix::sched::CloneFlags;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill, raise};
@@ -195,7 +195,7 @@ fn traced(arguments: &[OsString]) -> Result<()> {
 fn vforked(arguments: &[OsString]) -> Result<()> {
     for _ in 0..number(arguments)? {
         let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
-        let parent = spawn(|| clone_asleep(flags, Some(libc::SIGCHLD)))?;
+        let parent = spawn(|| spawn_with(flags, Some(libc::SIGCHLD), sleep_on).map(drop))?;
         wait_until("there is a child", || !children(parent).is_empty())?;
         kill(parent, Signal::SIGKILL)?;
         waitpid(parent, None)?;
@@ -207,19 +207,9 @@ fn vforked(arguments: &[OsString]) -> Result<()> {
 fn cloned(arguments: &[OsString]) -> Result<()> {
     for index in 0..number(arguments)? {
         let signal = [Some(libc::SIGUSR1), None][index % 2];
-        succeeds(spawn(|| clone_asleep(CloneFlags::empty(), signal))?)?;
+        succeeds(spawn(|| spawn_with(CloneFlags::empty(), signal, sleep_on).map(drop))?)?;
     }
     kill_all()
-}
-
-/// Starts a child that sleeps, by clone(2).
-fn clone_asleep(flags: CloneFlags, signal: Option<i32>) -> Result<()> {
-    let mut stack = vec![0; 64 * 1024];
-    let child = Box::new(|| sleep_on().map_or(1, |()| 0));
-    // SAFETY: this process has one thread and exits next; the child has more stack than it needs,
-    // and does nothing but sleep.
-    unsafe { clone(child, &mut stack, flags, signal) }.context("cannot clone")?;
-    Ok(())
 }
 
 /// Waits for a child, which has to exit with 0.

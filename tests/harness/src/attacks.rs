@@ -1,7 +1,7 @@
 //! What a hostile container tries on PID 1 of a pod whose PID namespace it shares, and what happens:
 //! the one table of attacks. `tests/attacks.rs` tries each row, and `docs/security.md` shows them.
 
-use crate::helper::spawn;
+use crate::helper::{spawn, spawn_with};
 use crate::proc::{state, wait_until};
 use crate::process::{LIMITS, set_limit};
 use Outcome::{Denied, Done, Dropped, Ends, Ignored, Misses};
@@ -11,7 +11,7 @@ use nix::errno::Errno;
 use nix::libc::{self, c_int};
 use nix::mount::{MsFlags, mount};
 use nix::mqueue::{MQ_OFlag, MqAttr, mq_open, mq_send, mq_unlink};
-use nix::sched::{CloneFlags, clone, unshare};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigEvent, SigSet, SigevNotify, Signal};
@@ -508,18 +508,13 @@ fn expect(signal: Signal) -> io::Result<()> {
     Ok(())
 }
 
-/// Starts a child that sends SIGTERM to its parent when it exits.
-fn clone_with_exit_signal(flags: CloneFlags, child: impl FnMut() -> isize) -> io::Result<()> {
-    let mut stack = vec![0; 256 * 1024];
-    // SAFETY: the child shares no memory, and has more stack than it needs.
-    unsafe { clone(Box::new(child), &mut stack, flags, Some(libc::SIGTERM)) }?;
-    Ok(())
-}
-
 fn exit_signal(_: Pid) -> io::Result<()> {
     let (mut exited, writer) = io::pipe()?;
+    let spawn = |flags, child: &dyn Fn() -> Result<()>| {
+        spawn_with(flags, Some(libc::SIGTERM), child).map_err(io::Error::other)
+    };
     in_child(|| {
-        clone_with_exit_signal(CloneFlags::empty(), || 0)?;
+        spawn(CloneFlags::empty(), &|| Ok(()))?;
         expect(Signal::SIGTERM)?;
         // PID 1 adopts the next one, which makes another child of PID 1.
         let parent = Pid::this();
@@ -527,9 +522,9 @@ fn exit_signal(_: Pid) -> io::Result<()> {
             while getppid() == parent {
                 thread::yield_now();
             }
-            clone_with_exit_signal(CloneFlags::CLONE_PARENT, || 0).is_err().into()
+            Ok(spawn(CloneFlags::CLONE_PARENT, &|| Ok(())).map(drop)?)
         };
-        clone_with_exit_signal(CloneFlags::empty(), orphan)
+        spawn(CloneFlags::empty(), &orphan).map(drop)
     })?;
     drop(writer);
     exited.read_to_end(&mut Vec::new()).map(drop)

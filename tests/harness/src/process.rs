@@ -1,12 +1,13 @@
 //! Many processes of `/pause`, started by a helper in a sandbox beside the sandbox's own PID 1. They
 //! share its root, and each can be PID 1 of a new PID namespace.
 
+use crate::helper::spawn_with;
 use crate::proc::{is_asleep, wait_until};
 use crate::sandbox::{USER, become_user};
 use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sched::{CloneFlags, clone};
+use nix::sched::CloneFlags;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -31,17 +32,12 @@ impl Spawn<'_> {
     /// Starts the process. [`PauseProcess::wait_with_stderr`] returns errors that follow.
     pub fn spawn(self) -> Result<PauseProcess> {
         let (stderr, writer) = io::pipe()?;
-        let child = || {
-            let Err(error) = dup2_stderr(&writer).map_err(Into::into).and_then(|()| self.exec());
-            eprintln!("{error:#}");
-            1
-        };
         let flags = if self.is_init { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
-        let (mut stack, signal) = (vec![0; 256 * 1024], Signal::SIGCHLD as i32);
-        // SAFETY: a helper has one thread, and the child, which shares no memory with it, has more
-        // stack than it needs.
-        let pid = unsafe { clone(Box::new(child), &mut stack, flags, Some(signal)) };
-        Ok(PauseProcess { pid: pid.context("cannot clone")?, stderr, status: None })
+        let pid = spawn_with(flags, Some(libc::SIGCHLD), || {
+            dup2_stderr(&writer)?;
+            match self.exec()? {}
+        })?;
+        Ok(PauseProcess { pid, stderr, status: None })
     }
 
     /// Becomes `/pause`.
@@ -96,16 +92,12 @@ pub fn set_limit(pid: Pid, resource: u32, value: u64) -> io::Result<u64> {
 pub struct PauseProcess {
     /// PID in the namespace of the helper.
     pub pid: Pid,
+    /// Last status from waitpid(2), or nothing if the process is running or asleep.
+    pub status: Option<WaitStatus>,
     stderr: PipeReader,
-    status: Option<WaitStatus>,
 }
 
 impl PauseProcess {
-    /// Last status from waitpid(2), or nothing if the process is running or asleep.
-    pub fn status(&self) -> Option<WaitStatus> {
-        self.status
-    }
-
     /// Whether the process has ended.
     pub fn has_ended(&self) -> bool {
         matches!(self.status, Some(WaitStatus::Exited(..) | WaitStatus::Signaled(..)))
