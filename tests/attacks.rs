@@ -9,8 +9,9 @@ use harness::attacks::{self, ATTACKERS, ATTACKS, Attack, Attacker, Outcome};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::spawn;
+use harness::orphans::number;
 use harness::proc::{activity, anonymous, state, wait_until};
-use harness::sandbox::{self, STOPPED, Sandbox, Setup, USER, ensure_inside};
+use harness::sandbox::{self, STOPPED, Sandbox, Setup, ensure_inside};
 use harness::trial::{Trials, obstacle};
 use nix::libc;
 use nix::sys::prctl::set_dumpable;
@@ -53,7 +54,7 @@ fn main() -> ExitCode {
             trials.add(format!("{prefix}::{name}::from_outside"), no_sandbox.clone(), run);
         }
         let run = move || check_flood(setup.asleep()?);
-        trials.add(format!("{prefix}::flood"), no_root.clone(), run);
+        trials.add(format!("{prefix}::flood"), no_sandbox.clone(), run);
     }
     trials.run()
 }
@@ -114,10 +115,8 @@ fn check_flood(sandbox: Sandbox) -> Result<()> {
 }
 
 fn flood(arguments: &[OsString]) -> Result<()> {
-    let [number] = arguments else { bail!("takes the number of signals") };
     ensure_inside()?;
-    sandbox::become_user(USER)?;
-    for _ in 0..number.to_string_lossy().parse()? {
+    for _ in 0..number(arguments)? {
         kill(Pid::from_raw(1), Signal::SIGTERM)?;
     }
     Ok(())

@@ -1,39 +1,37 @@
 //! What goes wrong around the process, tried on the release binary: system calls that fail, limits
 //! that are exhausted, signals at a bad time.
 //!
-//! Each trial is a helper in a sandbox that starts many processes of `/pause`, see
-//! [`harness::process`], as PID 1 and not as PID 1. Only the native freestanding binary is tried: the
+//! Each trial is a helper in a sandbox that starts many processes of `/pause`, see [`Spawn`], as PID 1
+//! and not as PID 1. Only the native freestanding binary is tried: the
 //! hosted flavor and emulators make additional system calls.
 
 #![expect(clippy::incompatible_msrv, reason = "only the product supports an older Rust")]
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::build::Flavor;
 use harness::calls::{self, Call, Refused};
 use harness::cgroup::Cgroup;
 use harness::helper;
-use harness::helper::{Helper, spawn};
+use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::number;
-use harness::proc::{SLEEPING_CALL, catches, children, wait_until};
-use harness::process::{LIMITS, PauseProcess, Spawn, set_limit};
-use harness::sandbox::{self, STOPPED, Sandbox, Setup, WARNING};
+use harness::proc::{LIMITS, SLEEPING_CALL, children, is_asleep, set_limit, wait_until};
+use harness::sandbox::{self, STOPPED, Sandbox, Setup, USER, WARNING, become_user};
 use harness::trial::{Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::ptrace;
+use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, SysconfVar, getppid, sysconf, write};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, SysconfVar, dup2_stderr, execve, getppid, sysconf, write};
 use procfs::process::Process;
-use std::ffi::OsString;
+use std::convert::Infallible;
+use std::ffi::{CStr, OsString};
 use std::fs::File;
-use std::hint::spin_loop;
-use std::io;
+use std::io::{self, PipeReader, Read, Write};
 use std::process::ExitCode;
 use std::sync::LazyLock;
-use std::time::Instant;
 use std::{mem, thread};
 
 helper!(INSIDE = inside);
@@ -45,7 +43,6 @@ const IN_SANDBOX: &[(&str, fn(bool) -> Result<()>)] = tests![
     its_system_calls_are_those_listed,
     the_listed_system_calls_are_enough,
     sigterm_before_any_instruction,
-    sigterm_after_any_delay,
     limits_of_zero,
     little_address_space,
     little_stack,
@@ -243,11 +240,15 @@ fn the_listed_system_calls_are_enough(is_init: bool) -> Result<()> {
 
 /// Sends SIGTERM before the first instruction, before the second, and so on until it sleeps: PID 1
 /// ignores it, and any other process dies of it, as long as there is no handler; from then on, or if
-/// it waits behind a mask until then, it ends the process with exit code 0.
+/// it waits behind a mask until then, it ends the process with exit code 0. A process that runs
+/// meanwhile may have got its handler.
 fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
     let deaf = || Ok(SigSet::all().thread_set_mask()?);
     let begin = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
-    for (start, is_deaf) in [(begin, false), (Spawn { prepare: &deaf, ..begin }, true)] {
+    let begin_deaf = Spawn { prepare: &deaf, ..begin };
+    for (start, is_deaf, runs) in
+        [(begin, false, false), (begin, false, true), (begin_deaf, true, false)]
+    {
         let mut instructions = 0;
         let mut process = start.spawn_traced()?;
         while process.step()? {
@@ -259,15 +260,23 @@ fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
             for _ in 0..done {
                 process.step()?;
             }
-            let is_ready = is_deaf || catches(process.pid, Signal::SIGTERM)?;
-            process.signal(Signal::SIGTERM)?;
-            ptrace::detach(process.pid, None)?;
-            let allowed = if is_ready { OBEYED } else { before_handler(is_init) };
+            let caught = Process::new(process.pid.as_raw())?.status()?.sigcgt;
+            let is_ready = is_deaf || caught >> (Signal::SIGTERM as i32 - 1) & 1 == 1;
+            if runs {
+                ptrace::detach(process.pid, None)?;
+                process.signal(Signal::SIGTERM)?;
+            } else {
+                process.signal(Signal::SIGTERM)?;
+                ptrace::detach(process.pid, None)?;
+            }
             let seen = early(process)?;
+            let is_allowed = match seen == OBEYED {
+                true => is_ready || runs,
+                false => !is_ready && seen == before_handler(is_init),
+            };
             ensure!(
-                seen == allowed,
-                "after {done} of {instructions} instructions (\
-                 deaf {is_deaf}): {seen:?} instead of {allowed:?}"
+                is_allowed,
+                "after {done} of {instructions} instructions (deaf {is_deaf}, runs {runs}): {seen:?}"
             );
         }
     }
@@ -291,38 +300,6 @@ fn early(mut process: PauseProcess) -> Result<Early> {
     let sleeps = !process.has_ended();
     process.signal(Signal::SIGTERM)?;
     Ok((sleeps, process.wait_with_stderr()?.0))
-}
-
-/// Sends SIGTERM after delays from the clone on, which cover what the tracer does not see: the
-/// kernel's part of the birth.
-fn sigterm_after_any_delay(is_init: bool) -> Result<()> {
-    const PROCESSES: u32 = 4500;
-    let start = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
-    let until_asleep = || {
-        let born = Instant::now();
-        start.spawn()?.wait_settled()?;
-        Ok(born.elapsed())
-    };
-    // The quickest of some: the others were held up by other processes.
-    let times = (0..20).map(|_| until_asleep()).collect::<Result<Vec<_>>>()?;
-    let until_asleep = *times.iter().min().context("there are times")?;
-    let allowed = [before_handler(is_init), OBEYED];
-    let mut seen = Vec::new();
-    for number in 0..PROCESSES {
-        let delay = until_asleep * 2 * number / PROCESSES;
-        let process = start.spawn()?;
-        let born = Instant::now();
-        while born.elapsed() < delay {
-            spin_loop();
-        }
-        process.signal(Signal::SIGTERM)?;
-        let early = early(process)?;
-        ensure!(allowed.contains(&early), "{delay:?}: {early:?}");
-        seen.push(early);
-    }
-    let all_seen = allowed.iter().all(|it| seen.contains(it));
-    ensure!(all_seen, "not each of {allowed:?} was seen");
-    Ok(())
 }
 
 // Starvation.
@@ -436,4 +413,149 @@ fn pids_limit_reached(group: &Cgroup) -> Result<()> {
     let lived = run_in_cgroup(group, &["full"])?;
     ensure!(lived == "true true ", "{lived}");
     Ok(())
+}
+
+// Processes.
+
+/// How to start a process.
+#[derive(Clone, Copy)]
+struct Spawn<'a> {
+    /// Whether the process is PID 1 of a new PID namespace.
+    is_init: bool,
+    /// Argument of `/pause`, if there is one.
+    argument: Option<&'a CStr>,
+    /// Runs in the process, as the user of the image, right before exec.
+    prepare: &'a dyn Fn() -> Result<()>,
+}
+
+impl Spawn<'_> {
+    /// Starts the process. [`PauseProcess::wait_with_stderr`] returns errors that follow.
+    fn spawn(self) -> Result<PauseProcess> {
+        let (stderr, writer) = io::pipe()?;
+        let flags = if self.is_init { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
+        let pid = spawn_with(flags, Some(libc::SIGCHLD), || {
+            dup2_stderr(&writer)?;
+            match self.exec()? {}
+        })?;
+        Ok(PauseProcess { pid, stderr, status: None })
+    }
+
+    /// Becomes `/pause`.
+    fn exec(self) -> Result<Infallible> {
+        become_user(USER)?;
+        let words: Vec<_> = [c"/pause"].into_iter().chain(self.argument).collect();
+        (self.prepare)()?;
+        // The environment is empty, because its size matters where there is little stack.
+        let environment: [&CStr; 0] = [];
+        execve(words[0], &words, &environment).context("cannot start /pause")
+    }
+
+    /// Starts a process that ptrace(2) has stopped before its first instruction, or that ended
+    /// before.
+    fn spawn_traced(self) -> Result<PauseProcess> {
+        let (barrier_reader, mut barrier_writer) = io::pipe()?;
+        let prepare = || {
+            (&barrier_reader).read_exact(&mut [0])?;
+            (self.prepare)()
+        };
+        let mut process = Spawn { prepare: &prepare, ..self }.spawn()?;
+        let options = Options::PTRACE_O_TRACEEXEC
+            | Options::PTRACE_O_TRACESYSGOOD
+            | Options::PTRACE_O_EXITKILL;
+        ptrace::seize(process.pid, options).context("cannot trace")?;
+        barrier_writer.write_all(&[0])?;
+        loop {
+            match process.wait()? {
+                WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => return Ok(process),
+                // With a tracer PID 1 would survive what exec kills it with.
+                WaitStatus::Stopped(_, signal) => ptrace::detach(process.pid, signal)?,
+                _ if process.has_ended() => return Ok(process),
+                status => bail!("unexpected {status:?}"),
+            }
+        }
+    }
+}
+
+/// A process that becomes `/pause`. Dropping it kills it.
+struct PauseProcess {
+    /// PID in the namespace of the helper.
+    pid: Pid,
+    /// Last status from waitpid(2), or nothing if the process is running or asleep.
+    status: Option<WaitStatus>,
+    stderr: PipeReader,
+}
+
+impl PauseProcess {
+    /// Whether the process has ended.
+    fn has_ended(&self) -> bool {
+        matches!(self.status, Some(WaitStatus::Exited(..) | WaitStatus::Signaled(..)))
+    }
+
+    /// Sends a signal to the process, unless it is known to have ended.
+    fn signal(&self, signal: Signal) -> Result<()> {
+        // Its PID may belong to another process by now.
+        if self.has_ended() { Ok(()) } else { Ok(kill(self.pid, signal)?) }
+    }
+
+    /// Waits until the process sleeps or has ended.
+    fn wait_settled(&mut self) -> Result<()> {
+        wait_until("the process sleeps or has ended", || self.has_changed() || is_asleep(self.pid))
+    }
+
+    /// Executes one instruction of a process that is stopped for its tracer; returns false if it
+    /// sleeps now.
+    fn step(&mut self) -> Result<bool> {
+        ptrace::step(self.pid, None)?;
+        self.wait_settled()?;
+        match self.status {
+            None => Ok(false),
+            Some(WaitStatus::Stopped(_, Signal::SIGTRAP)) => Ok(true),
+            status => bail!("unexpected {status:?}"),
+        }
+    }
+
+    /// Waits until the process has ended or is stopped for its tracer.
+    fn wait(&mut self) -> Result<WaitStatus> {
+        wait_until("the process has ended or is stopped", || self.has_changed())?;
+        self.status.context("no status")
+    }
+
+    /// Ends the process by SIGTERM: it has to exit with 0, with nothing on stderr but `stderr`.
+    fn stops(self, stderr: &str) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        let end = self.wait_with_stderr()?;
+        ensure!(end == (Ok(0), stderr.to_owned()), "{end:?}");
+        Ok(())
+    }
+
+    /// Waits until the process has ended and returns its exit code, or the signal that killed it, and
+    /// its stderr.
+    fn wait_with_stderr(mut self) -> Result<(Result<i32, Signal>, String)> {
+        let end = match self.wait()? {
+            WaitStatus::Exited(_, code) => Ok(code),
+            WaitStatus::Signaled(_, signal, _) => Err(signal),
+            status => bail!("unexpected {status:?}"),
+        };
+        let mut stderr = String::new();
+        self.stderr.read_to_string(&mut stderr)?;
+        Ok((end, stderr))
+    }
+
+    /// Whether waitpid(2) has a new status, or will never have one.
+    fn has_changed(&mut self) -> bool {
+        if !self.has_ended() {
+            let status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
+            self.status = status.ok().filter(|status| *status != WaitStatus::StillAlive);
+        }
+        self.status.is_some()
+    }
+}
+
+impl Drop for PauseProcess {
+    fn drop(&mut self) {
+        if !self.has_ended() {
+            let _ = kill(self.pid, Signal::SIGKILL);
+            let _ = waitpid(self.pid, None);
+        }
+    }
 }

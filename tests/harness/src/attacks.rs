@@ -2,8 +2,7 @@
 //! the one table of attacks. `tests/attacks.rs` tries each row, and `docs/security.md` shows them.
 
 use crate::helper::{spawn, spawn_with};
-use crate::proc::{state, wait_until};
-use crate::process::{LIMITS, set_limit};
+use crate::proc::{LIMITS, set_limit, state, wait_until};
 use Outcome::{Denied, Done, Dropped, Ends, Ignored, Misses};
 use anyhow::{Result, ensure};
 use caps::{CapSet, Capability, CapsHashSet};

@@ -10,7 +10,6 @@ pub mod helper;
 pub mod markdown;
 pub mod orphans;
 pub mod proc;
-pub mod process;
 mod root;
 pub mod sandbox;
 pub mod seccomp;

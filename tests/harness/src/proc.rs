@@ -1,13 +1,14 @@
 //! Reads the state of processes from /proc, and waits for states.
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::errno::Errno;
 use nix::unistd::Pid;
 use procfs::process::{Process, Stat, all_processes};
 use procfs::{ProcError, ProcResult};
-use std::fs;
+use std::ops::Range;
 use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 /// Limit for [`wait_until`], to make a failure of a hang.
 pub const TIMEOUT: Duration = Duration::from_secs(15);
@@ -67,12 +68,6 @@ pub const SLEEPING_CALL: i64 = cfg_select! {
 /// That call, and those that an emulator sleeps in for it.
 const SLEEPING_CALLS: [i64; 3] = [SLEEPING_CALL, libc::SYS_ppoll, libc::SYS_rt_sigsuspend];
 
-/// Whether the process has a handler for `signal`.
-pub fn catches(pid: Pid, signal: Signal) -> Result<bool> {
-    let caught = Process::new(pid.as_raw())?.status()?.sigcgt;
-    Ok(caught >> (signal as i32 - 1) & 1 == 1)
-}
-
 /// The children of a process, zombies among them.
 pub fn children(parent: Pid) -> Vec<Pid> {
     let processes = all_processes().expect("/proc can be listed");
@@ -116,4 +111,16 @@ fn sum_of(pid: Pid, kind: &str) -> Result<u64> {
     let rollup = Process::new(pid.as_raw())?.smaps_rollup()?.memory_map_rollup;
     let bytes = rollup.iter().find_map(|map| map.extension.map.get(kind));
     Ok(bytes.with_context(|| format!("smaps_rollup has no {kind}"))? / 1024)
+}
+
+/// The numbers of all limits of setrlimit(2).
+pub const LIMITS: Range<u32> = 0..16;
+
+/// Sets a limit of a process, the soft and the hard one, and returns what the hard one was.
+pub fn set_limit(pid: Pid, resource: u32, value: u64) -> io::Result<u64> {
+    let new = libc::rlimit { rlim_cur: value, rlim_max: value };
+    let mut old = new;
+    // SAFETY: the call reads a limit and writes one.
+    Errno::result(unsafe { libc::prlimit(pid.as_raw(), resource, &new, &mut old) })?;
+    Ok(old.rlim_max)
 }

@@ -15,13 +15,11 @@ use std::path::Path;
 /// Path of the emulator, if there is one. The kernel takes a process's name from the file's.
 pub(crate) const EMULATOR: &CStr = c"/emulator/pause";
 
-/// Makes a root with `/pause` and `/proc` in it, moves there, and unmounts the machine's. Returns
-/// whether there is an emulator.
-pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Result<bool> {
+/// Makes a root with `/pause` and `/proc` in it, moves there, and unmounts the machine's.
+pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Result<()> {
     let nothing = None::<&str>;
-    let emulated = emulator != Path::new("");
     let mut programs = vec![("pause", program)];
-    if emulated {
+    if emulator != Path::new("") {
         programs.push(("emulator/pause", emulator));
     }
     let read = |(name, path): (&'static str, &Path)| {
@@ -50,8 +48,7 @@ pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Re
     }
     pivot_root(".", ".").context("cannot change the root")?;
     umount2(".", MntFlags::MNT_DETACH).context("cannot unmount the machine's root")?;
-    chdir("/")?;
-    Ok(emulated)
+    Ok(chdir("/")?)
 }
 
 /// Makes the machine's shared libraries visible below the current folder, wherever it has them.

@@ -274,7 +274,7 @@ fn launch(arguments: &[OsString]) -> Result<Pid> {
     let (mut error_reader, error_writer) = io::pipe()?;
     let pid = spawn(|| {
         let Err(error) = enter_root(program.as_ref(), emulator.as_ref(), libraries == "true")
-            .and_then(|emulated| become_pause(user, preparation, emulated, arguments));
+            .and_then(|()| become_pause(user, preparation, !emulator.is_empty(), arguments));
         write!(&error_writer, "{error:#}")?;
         Ok(())
     })?;
