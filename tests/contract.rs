@@ -332,7 +332,7 @@ fn stdout_without_reader_is_tolerated(setup: &Setup) -> Result<()> {
 }
 
 fn stderr_without_reader_is_tolerated(setup: &Setup) -> Result<()> {
-    let setup = Setup { is_init: false, stderr: stream(without_reader()?), ..setup.clone() };
+    let setup = Setup { not_pid_1: true, stderr: stream(without_reader()?), ..setup.clone() };
     setup.asleep()?.stops(Signal::SIGTERM, "")
 }
 
@@ -387,7 +387,7 @@ helper!(REFUSE_SIGTERM = |_| refuse(libc::SYS_rt_sigaction, Some(libc::SIGTERM),
 
 fn not_pid_1_warns(setup: &Setup) -> Result<()> {
     let (near, far) = UnixDatagram::pair()?;
-    let setup = Setup { is_init: false, stderr: stream(far), ..setup.clone() };
+    let setup = Setup { not_pid_1: true, stderr: stream(far), ..setup.clone() };
     setup.asleep()?.stops(Signal::SIGTERM, "")?;
     let messages = datagrams(near)?;
     ensure!(messages == [WARNING, STOPPED], "{messages:?}");
@@ -396,7 +396,7 @@ fn not_pid_1_warns(setup: &Setup) -> Result<()> {
 
 fn not_pid_1_dies_of_other_signals(setup: &Setup) -> Result<()> {
     for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGALRM] {
-        let sandbox = Setup { is_init: false, ..setup.clone() }.asleep()?;
+        let sandbox = Setup { not_pid_1: true, ..setup.clone() }.asleep()?;
         sandbox.signal(signal)?;
         let (status, _) = sandbox.wait()?;
         ensure!(status.signal() == Some(signal as i32), "{status} after {signal}");
@@ -408,7 +408,7 @@ fn not_pid_1_is_subreaper(setup: &Setup) -> Result<()> {
     let (mut near, far) = UnixStream::pair()?;
     near.set_read_timeout(Some(TIMEOUT))?;
     let setup = prepared(setup, &LEAVE_CHILD);
-    let sandbox = Setup { is_init: false, stdout: stream(far), ..setup }.asleep()?;
+    let sandbox = Setup { not_pid_1: true, stdout: stream(far), ..setup }.asleep()?;
     near.write_all(&[0])?;
     let mut parent = String::new();
     BufReader::new(near).read_line(&mut parent)?;
@@ -440,7 +440,7 @@ fn leave_child(_: &[OsString]) -> Result<()> {
 /// (PID 1 would survive SIGPIPE and SIGXFSZ in any case.)
 fn with_arguments(setup: &Setup, arguments: &[impl AsRef<OsStr>]) -> Setup {
     let arguments = arguments.iter().map(|it| it.as_ref().to_owned()).collect();
-    Setup { arguments, is_init: false, ..setup.clone() }
+    Setup { arguments, not_pid_1: true, ..setup.clone() }
 }
 
 /// Runs a program to its end and returns its exit code, stdout and stderr.

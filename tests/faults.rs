@@ -2,8 +2,8 @@
 //! that are exhausted, signals at a bad time.
 //!
 //! Each trial is a helper in a sandbox that starts many processes of `/pause`, see [`Spawn`], as PID 1
-//! and not as PID 1. Only the native freestanding binary is tried: the
-//! hosted flavor and emulators make additional system calls.
+//! and not as PID 1. Only the native freestanding binary is tried: the hosted flavor and emulators make
+//! additional system calls.
 
 #![expect(clippy::incompatible_msrv, reason = "only the product supports an older Rust")]
 
@@ -38,8 +38,10 @@ helper!(INSIDE = inside);
 helper!(REFUSED = refused);
 helper!(IN_CGROUP = in_cgroup);
 
-/// Trials that need nothing but a sandbox. Each is run as PID 1 and not as PID 1.
-const IN_SANDBOX: &[(&str, fn(bool) -> Result<()>)] = tests![
+/// A trial that needs nothing but a sandbox. It is run as PID 1, and as another process.
+type InSandbox = (&'static str, fn(bool) -> Result<()>);
+
+const IN_SANDBOX: &[InSandbox] = tests![
     its_system_calls_are_those_listed,
     the_listed_system_calls_are_enough,
     sigterm_before_any_instruction,

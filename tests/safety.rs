@@ -6,23 +6,22 @@ use harness::build::Flavor;
 use harness::cgroup::Cgroup;
 use harness::proc::{state, wait_until};
 use harness::sandbox::{self, Setup, ensure_inside};
-use harness::trial::{Test, Trials, obstacle};
+use harness::trial::{Trials, obstacle};
 use harness::{helper, tests};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use std::fs;
 use std::process::ExitCode;
 
-const SANDBOXED: &[Test] = tests![recycled_pid_is_left_alone, libraries_of_the_host_are_read_only,];
-const ANYWHERE: &[Test] = tests![dangerous_helper_refuses_on_the_host];
-const CGROUPS: &[Test] = tests![control_group_leaves_nothing];
-
 fn main() -> ExitCode {
     helper::dispatch();
     let mut trials = Trials::new();
-    trials.add_all(SANDBOXED, obstacle(sandbox::is_available()));
-    trials.add_all(ANYWHERE, None);
-    trials.add_all(CGROUPS, obstacle(Cgroup::new("pids")));
+    trials.add_all(
+        tests![recycled_pid_is_left_alone, libraries_of_the_host_are_read_only],
+        obstacle(sandbox::is_available()),
+    );
+    trials.add_all(tests![dangerous_helper_refuses_on_the_host], None);
+    trials.add_all(tests![control_group_leaves_nothing], obstacle(Cgroup::new("pids")));
     trials.run()
 }
 

@@ -55,7 +55,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn attacks() -> Result<String> {
     let [user, _, _, root, ..] = &ATTACKERS;
     let rows = ATTACKS.iter().map(|attack| {
-        let [user, root] = [user, root].map(|attacker| (attacker.outcome)(attack).to_string());
+        let [user, root] = [user, root].map(|attacker| (attacker.outcome)(attack).to_owned());
         [attack.attempt.to_owned(), user, root, format!("`{}`", attack.name)]
     });
     Ok(markdown::table(["attempt on PID 1", "by its user", "by root", "test"], rows))

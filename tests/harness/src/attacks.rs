@@ -3,7 +3,6 @@
 
 use crate::helper::{spawn, spawn_with};
 use crate::proc::{LIMITS, set_limit, state, wait_until};
-use Outcome::{Denied, Done, Dropped, Ends, Ignored, Misses};
 use anyhow::{Result, ensure};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
@@ -46,35 +45,20 @@ pub struct Attack {
     nested: Outcome,
 }
 
-/// What happens after an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The kernel refuses it.
-    Denied,
-    /// The kernel accepts it and does nothing: PID 1 is not woken.
-    Dropped,
-    /// PID 1 is woken, and sleeps on.
-    Ignored,
-    /// The kernel sends a signal, but not to PID 1.
-    Misses,
-    /// It is done, with this effect.
-    Done(&'static str),
-    /// It ends the pod.
-    Ends,
-}
+/// What happens after an attempt, in Markdown: one of these constants, or what the attempt prints if it
+/// is done.
+pub type Outcome = &'static str;
 
-impl std::fmt::Display for Outcome {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(match self {
-            Denied => "refused",
-            Dropped => "nothing",
-            Ignored => "ignored",
-            Misses => "never reaches it",
-            Done(effect) => effect,
-            Ends => "**ends the pod**, exit code 0",
-        })
-    }
-}
+/// The kernel refuses it.
+pub const DENIED: Outcome = "refused";
+/// The kernel accepts it and does nothing: PID 1 is not woken.
+pub const DROPPED: Outcome = "nothing";
+/// PID 1 is woken, and sleeps on.
+pub const IGNORED: Outcome = "ignored";
+/// The kernel sends a signal, but not to PID 1.
+pub const MISSES: Outcome = "never reaches it";
+/// It ends the pod.
+pub const ENDS: Outcome = "**ends the pod**, exit code 0";
 
 /// Who attacks: PID 1 runs as `pod_user`, and the attacker has become what `become_attacker` makes it.
 pub struct Attacker {
@@ -107,54 +91,54 @@ const fn attacker(
     Attacker { name, pod_user, become_attacker, outcome }
 }
 
-const ZERO_LIMITS: Outcome = Done("the limits are 0; PID 1 needs none of them");
-const FIRST_KILLED: Outcome = Done("it is 1000: **PID 1 is killed first where memory runs out**");
-const STANDARD_STREAMS: Outcome = Done("sees that 0, 1 and 2 are open");
+const ZERO_LIMITS: Outcome = "the limits are 0; PID 1 needs none of them";
+const FIRST_KILLED: Outcome = "it is 1000: **PID 1 is killed first where memory runs out**";
+const STANDARD_STREAMS: Outcome = "sees that 0, 1 and 2 are open";
 
 /// Every attack.
 pub const ATTACKS: &[Attack] = &[
-    attack("ptrace_attach", "`ptrace`, attach", |pid| Ok(ptrace::attach(pid)?), Denied, Denied),
-    attack("ptrace_seize", "`ptrace`, seize", ptrace_seize, Denied, Denied),
-    attack("vm_read", "`process_vm_readv`", vm_read, Denied, Denied),
-    attack("vm_write", "`process_vm_writev`", vm_write, Denied, Denied),
-    attack("mem", "open `/proc/1/mem` for writing", |pid| write_to(pid, "mem"), Denied, Denied),
-    attack("environ", "read `/proc/1/environ`", |pid| read(pid, "environ"), Denied, Denied),
-    attack("maps", "read `/proc/1/maps`", |pid| read(pid, "maps"), Denied, Denied),
-    attack("fd_list", "list `/proc/1/fd`", list_descriptors, Denied, STANDARD_STREAMS),
-    attack("fd", "open `/proc/1/fd/*`", |pid| open_any(pid, "fd"), Denied, Denied),
-    attack("pidfd_getfd", "`pidfd_getfd`", pidfd_getfd, Denied, Denied),
-    attack("kcmp", "`kcmp`", kcmp, Denied, Denied),
-    attack("root", "enter `/proc/1/root`", |pid| names(pid, "root/").map(drop), Denied, Denied),
-    attack("cwd", "enter `/proc/1/cwd`", |pid| names(pid, "cwd/").map(drop), Denied, Denied),
-    attack("exe", "open `/proc/1/exe`, to write or to read", exe, Denied, Denied),
-    attack("ns", "open `/proc/1/ns/*`", |pid| open_any(pid, "ns"), Denied, Denied),
-    attack("prlimit", "`prlimit`: every limit but CPU time to 0", prlimit, ZERO_LIMITS, Denied),
-    attack("oom_score_adj", "`/proc/1/oom_score_adj` to 1000", oom_adjust, Denied, FIRST_KILLED),
-    attack("sigkill", "SIGKILL", |pid| send(pid, libc::SIGKILL), Dropped, Dropped),
-    attack("sigstop", "SIGSTOP", |pid| send(pid, libc::SIGSTOP), Dropped, Dropped),
-    attack("others", "each signal but SIGTERM, SIGINT", |pid| others(pid, send), Dropped, Dropped),
-    attack("others_queued", "the same, forged", |pid| others(pid, queue), Dropped, Dropped),
-    attack("sigterm", "SIGTERM by `kill`", |pid| send(pid, libc::SIGTERM), Ignored, Ignored),
-    attack("sigint", "SIGINT by `kill`", |pid| send(pid, libc::SIGINT), Ignored, Ignored),
-    attack("kill_all", "`kill` of all processes", kill_all, Dropped, Dropped),
-    attack("kill_group", "`kill` of its process group", kill_group, Dropped, Dropped),
-    attack("tgkill", "`tgkill`", tgkill, Ignored, Ignored),
-    attack("pidfd", "`pidfd_send_signal`", pidfd, Ignored, Ignored),
-    attack("pidfd_siginfo", "the same with a forged siginfo", pidfd_siginfo, Ignored, Ignored),
-    attack("pidfd_of_parent", "the same on a parent's pidfd", pidfd_of_parent, Ignored, Ignored)
-        .by_nested(Denied),
-    attack("forged", "`rt_sigqueueinfo`, each negative code", forged, Ignored, Ignored),
-    attack("forged_others", "the same with any other code", forged_others, Denied, Denied)
+    attack("ptrace_attach", "`ptrace`, attach", |pid| Ok(ptrace::attach(pid)?), DENIED, DENIED),
+    attack("ptrace_seize", "`ptrace`, seize", ptrace_seize, DENIED, DENIED),
+    attack("vm_read", "`process_vm_readv`", vm_read, DENIED, DENIED),
+    attack("vm_write", "`process_vm_writev`", vm_write, DENIED, DENIED),
+    attack("mem", "open `/proc/1/mem` for writing", |pid| write_to(pid, "mem"), DENIED, DENIED),
+    attack("environ", "read `/proc/1/environ`", |pid| read(pid, "environ"), DENIED, DENIED),
+    attack("maps", "read `/proc/1/maps`", |pid| read(pid, "maps"), DENIED, DENIED),
+    attack("fd_list", "list `/proc/1/fd`", list_descriptors, DENIED, STANDARD_STREAMS),
+    attack("fd", "open `/proc/1/fd/*`", |pid| open_any(pid, "fd"), DENIED, DENIED),
+    attack("pidfd_getfd", "`pidfd_getfd`", pidfd_getfd, DENIED, DENIED),
+    attack("kcmp", "`kcmp`", kcmp, DENIED, DENIED),
+    attack("root", "enter `/proc/1/root`", |pid| names(pid, "root/").map(drop), DENIED, DENIED),
+    attack("cwd", "enter `/proc/1/cwd`", |pid| names(pid, "cwd/").map(drop), DENIED, DENIED),
+    attack("exe", "open `/proc/1/exe`, to write or to read", exe, DENIED, DENIED),
+    attack("ns", "open `/proc/1/ns/*`", |pid| open_any(pid, "ns"), DENIED, DENIED),
+    attack("prlimit", "`prlimit`: every limit but CPU time to 0", prlimit, ZERO_LIMITS, DENIED),
+    attack("oom_score_adj", "`/proc/1/oom_score_adj` to 1000", oom_adjust, DENIED, FIRST_KILLED),
+    attack("sigkill", "SIGKILL", |pid| send(pid, libc::SIGKILL), DROPPED, DROPPED),
+    attack("sigstop", "SIGSTOP", |pid| send(pid, libc::SIGSTOP), DROPPED, DROPPED),
+    attack("others", "each signal but SIGTERM, SIGINT", |pid| others(pid, send), DROPPED, DROPPED),
+    attack("others_queued", "the same, forged", |pid| others(pid, queue), DROPPED, DROPPED),
+    attack("sigterm", "SIGTERM by `kill`", |pid| send(pid, libc::SIGTERM), IGNORED, IGNORED),
+    attack("sigint", "SIGINT by `kill`", |pid| send(pid, libc::SIGINT), IGNORED, IGNORED),
+    attack("kill_all", "`kill` of all processes", kill_all, DROPPED, DROPPED),
+    attack("kill_group", "`kill` of its process group", kill_group, DROPPED, DROPPED),
+    attack("tgkill", "`tgkill`", tgkill, IGNORED, IGNORED),
+    attack("pidfd", "`pidfd_send_signal`", pidfd, IGNORED, IGNORED),
+    attack("pidfd_siginfo", "the same with a forged siginfo", pidfd_siginfo, IGNORED, IGNORED),
+    attack("pidfd_of_parent", "the same on a parent's pidfd", pidfd_of_parent, IGNORED, IGNORED)
+        .by_nested(DENIED),
+    attack("forged", "`rt_sigqueueinfo`, each negative code", forged, IGNORED, IGNORED),
+    attack("forged_others", "the same with any other code", forged_others, DENIED, DENIED)
         .on_itself(),
-    attack("lost_siginfo", "the same, RLIMIT_SIGPENDING being 0", lost_siginfo, Ends, Denied),
-    attack("sigio", "`F_SETOWN`, `F_SETSIG` and input", sigio, Ignored, Ignored),
-    attack("lease", "`F_SETLEASE`, broken", lease, Ignored, Ignored),
-    attack("dnotify", "`F_NOTIFY`", dnotify, Ignored, Ignored),
-    attack("exit_signal", "`clone` with SIGTERM as exit signal", exit_signal, Misses, Misses),
-    attack("timer", "`timer_create`", timer, Denied, Denied).on_itself(),
-    attack("pdeathsig", "`PR_SET_PDEATHSIG`", pdeathsig, Misses, Misses),
-    attack("mq_notify", "`mq_notify`", mq_notify, Misses, Misses),
-    attack("terminal", "Ctrl-C and hang-up of a terminal", terminal, Misses, Misses),
+    attack("lost_siginfo", "the same, RLIMIT_SIGPENDING being 0", lost_siginfo, ENDS, DENIED),
+    attack("sigio", "`F_SETOWN`, `F_SETSIG` and input", sigio, IGNORED, IGNORED),
+    attack("lease", "`F_SETLEASE`, broken", lease, IGNORED, IGNORED),
+    attack("dnotify", "`F_NOTIFY`", dnotify, IGNORED, IGNORED),
+    attack("exit_signal", "`clone` with SIGTERM as exit signal", exit_signal, MISSES, MISSES),
+    attack("timer", "`timer_create`", timer, DENIED, DENIED).on_itself(),
+    attack("pdeathsig", "`PR_SET_PDEATHSIG`", pdeathsig, MISSES, MISSES),
+    attack("mq_notify", "`mq_notify`", mq_notify, MISSES, MISSES),
+    attack("terminal", "Ctrl-C and hang-up of a terminal", terminal, MISSES, MISSES),
 ];
 
 const fn attack(
@@ -178,7 +162,7 @@ impl Attack {
 
     /// User 0 is the pod's user and root at the same time.
     fn outcome_for_user_0(&self) -> Outcome {
-        if self.user == Denied { self.root } else { self.user }
+        if self.user == DENIED { self.root } else { self.user }
     }
 }
 

@@ -2,7 +2,6 @@
 //! sandboxes to run it in, and helper processes inside of them.
 
 pub mod attacks;
-pub mod budget;
 pub mod build;
 pub mod calls;
 pub mod cgroup;

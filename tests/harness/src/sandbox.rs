@@ -47,7 +47,7 @@ helper!(LAUNCHER = launcher);
 helper!(JOINER = joiner);
 
 /// How to start a sandbox.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Setup {
     /// The program that will be `/pause` inside.
     pub program: PathBuf,
@@ -57,11 +57,11 @@ pub struct Setup {
     pub libraries: bool,
     /// Arguments of `/pause`.
     pub arguments: Vec<OsString>,
-    /// Whether `/pause` is PID 1. Otherwise that is a process that does nothing, and what is said here
-    /// of PID 1 holds for `/pause`.
-    pub is_init: bool,
-    /// User and group of `/pause`, as with `runAsUser`. Only root can choose them.
-    pub user: u32,
+    /// Whether PID 1 is not `/pause` but a process that does nothing. What is said here of PID 1 then
+    /// holds for `/pause`.
+    pub not_pid_1: bool,
+    /// User and group of `/pause` in place of the image's, as with `runAsUser`. Only root can choose.
+    pub user: Option<u32>,
     /// What PID 1 runs before it becomes `/pause`.
     pub preparation: Option<&'static Helper>,
     /// Stdout of `/pause`, which is /dev/null by default.
@@ -73,17 +73,7 @@ pub struct Setup {
 impl Setup {
     /// A sandbox for `program`, with all defaults.
     pub fn new(program: &Path) -> Self {
-        Setup {
-            program: program.into(),
-            emulator: None,
-            libraries: false,
-            arguments: Vec::new(),
-            is_init: true,
-            user: USER,
-            preparation: None,
-            stdout: None,
-            stderr: None,
-        }
+        Setup { program: program.into(), ..Setup::default() }
     }
 
     /// A sandbox for the release binary of `flavor`, which is built.
@@ -104,7 +94,8 @@ impl Setup {
         near.set_read_timeout(Some(TIMEOUT))?;
         let launcher = LAUNCHER
             .command()
-            .args([self.libraries.to_string(), self.is_init.to_string(), self.user.to_string()])
+            .args([self.libraries, self.not_pid_1].map(|it| it.to_string()))
+            .arg(self.user.unwrap_or(USER).to_string())
             .arg(self.preparation.map_or("", |helper| helper.name))
             .args([self.emulator.unwrap_or_default(), self.program])
             .args(&self.arguments)
@@ -260,14 +251,14 @@ fn launcher(arguments: &[OsString]) -> Result<()> {
 
 /// Starts PID 1 and waits until it has become `/pause`.
 fn launch(arguments: &[OsString]) -> Result<Pid> {
-    let [libraries, is_init, user, preparation, emulator, program, arguments @ ..] = arguments
+    let [libraries, not_pid_1, user, preparation, emulator, program, arguments @ ..] = arguments
     else {
-        bail!("takes the libraries, is_init, user, preparation, emulator, program, its arguments");
+        bail!("takes libraries, not_pid_1, user, preparation, emulator, program, its arguments");
     };
     let user = user.to_string_lossy().parse()?;
     enter_namespaces()?;
     set_pdeathsig(Signal::SIGKILL)?;
-    if is_init == "false" {
+    if not_pid_1 == "true" {
         spawn(idle)?;
     }
     // The writing end closes by itself when the new program starts: then there was no error.

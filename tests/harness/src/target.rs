@@ -20,6 +20,16 @@ pub struct Target {
     pub kernels: &'static [(&'static str, u32)],
 }
 
+/// How large the image for a target may be, in bytes: round numbers with room.
+pub struct Budget {
+    /// For the program.
+    pub binary: u64,
+    /// For the compressed layer that holds it.
+    pub layer: u64,
+    /// For each platform in an archive.
+    pub archive: u64,
+}
+
 /// Every target.
 pub const TARGETS: &[Target] = &[
     Target {
@@ -82,6 +92,14 @@ impl Target {
     /// Whether this machine runs its programs itself.
     pub fn is_native(&self) -> bool {
         self.arch == env::consts::ARCH
+    }
+
+    /// How large the image for it may be. No other place repeats these numbers.
+    pub fn budget(&self) -> Budget {
+        match self.arch {
+            "x86_64" => Budget { binary: 1_536, layer: 1_024, archive: 16_384 },
+            _ => Budget { binary: 2_560, layer: 1_536, archive: 16_384 },
+        }
     }
 
     /// Path of the program that emulates system calls and instructions of this target.
