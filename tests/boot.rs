@@ -62,7 +62,6 @@ fn boots(target: &Target, page: u32, folder: &Path) -> Result<()> {
     let files = [("init", &init), ("pause", &target.build()?), ("busybox", &busybox)];
     pack(&initramfs, &files).context("cannot pack the initramfs")?;
 
-    let (console, output) = io::pipe()?;
     // A kernel whose init ends panics and then restarts the machine, which is where qemu exits.
     let serial = if target.arch == "x86_64" { "console=ttyS0" } else { "" };
     // A machine is many times slower than this one.
@@ -78,8 +77,7 @@ fn boots(target: &Target, page: u32, folder: &Path) -> Result<()> {
         .arg("-initrd")
         .arg(&initramfs)
         .stdin(Stdio::piped())
-        .stdout(output.try_clone()?)
-        .stderr(output)
+        .stdout(Stdio::piped())
         .spawn()
         .context("cannot run timeout, which is to start qemu")?;
 
@@ -101,6 +99,7 @@ fn boots(target: &Target, page: u32, folder: &Path) -> Result<()> {
         "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000000",
     ];
     let mut keyboard = machine.stdin.take().context("qemu has no stdin")?;
+    let console = machine.stdout.take().context("qemu has no stdout")?;
     let mut printed = String::new();
     for line in BufReader::new(console).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
