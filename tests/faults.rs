@@ -26,7 +26,6 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, SysconfVar, dup2_stderr, execve, getppid, sysconf, write};
 use procfs::process::Process;
-use std::convert::Infallible;
 use std::ffi::{CStr, OsString};
 use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
@@ -435,21 +434,16 @@ impl Spawn<'_> {
     fn spawn(self) -> Result<PauseProcess> {
         let (stderr, writer) = io::pipe()?;
         let flags = if self.is_init { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
-        let pid = spawn_with(flags, Some(libc::SIGCHLD), || {
-            dup2_stderr(&writer)?;
-            match self.exec()? {}
-        })?;
-        Ok(PauseProcess { pid, stderr, status: None })
-    }
-
-    /// Becomes `/pause`.
-    fn exec(self) -> Result<Infallible> {
-        become_user(USER)?;
         let words: Vec<_> = [c"/pause"].into_iter().chain(self.argument).collect();
-        (self.prepare)()?;
         // The environment is empty, because its size matters where there is little stack.
         let environment: [&CStr; 0] = [];
-        execve(words[0], &words, &environment).context("cannot start /pause")
+        let pid = spawn_with(flags, Some(libc::SIGCHLD), || {
+            dup2_stderr(&writer)?;
+            become_user(USER)?;
+            (self.prepare)()?;
+            match execve(words[0], &words, &environment).context("cannot start /pause")? {}
+        })?;
+        Ok(PauseProcess { pid, stderr, status: None })
     }
 
     /// Starts a process that ptrace(2) has stopped before its first instruction, or that ended
