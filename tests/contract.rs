@@ -12,13 +12,13 @@ use harness::helper;
 use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon};
 use harness::proc::{TIMEOUT, activity, anonymous, children, is_asleep, state, wait_until};
-use harness::sandbox::{self, STOPPED, Sandbox, Setup, WARNING};
+use harness::sandbox::{self, End, STOPPED, Sandbox, Setup, WARNING};
 use harness::seccomp::refuse;
 use harness::target::TARGETS;
 use harness::tests;
 use harness::trial::{Trials, obstacle};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::libc::{self, c_uint};
+use nix::libc;
 use nix::pty::openpty;
 use nix::sched::CloneFlags;
 use nix::sys::resource::{Resource, setrlimit};
@@ -33,7 +33,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::os::unix::process::ExitStatusExt;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::{env, io, iter, thread};
@@ -398,8 +397,8 @@ fn not_pid_1_dies_of_other_signals(setup: &Setup) -> Result<()> {
     for signal in [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGALRM] {
         let sandbox = Setup { not_pid_1: true, ..setup.clone() }.asleep()?;
         sandbox.signal(signal)?;
-        let (status, _) = sandbox.wait()?;
-        ensure!(status.signal() == Some(signal as i32), "{status} after {signal}");
+        let (end, _) = sandbox.wait()?;
+        ensure!(end == Err(signal), "{end:?} after {signal}");
     }
     Ok(())
 }
@@ -422,9 +421,7 @@ helper!(LEAVE_CHILD = leave_child);
 /// Leaves a child that makes an orphan when it can read from stdout. The orphan prints its parent.
 fn leave_child(_: &[OsString]) -> Result<()> {
     let child = || {
-        // Whoever started the sandbox waits until the last copy of a pipe is closed.
-        // SAFETY: nothing here uses these descriptors any more.
-        ensure!(unsafe { libc::close_range(3, c_uint::MAX, 0) } == 0, "cannot close descriptors");
+        sandbox::close_descriptors()?;
         let mut start = File::from(io::stdout().as_fd().try_clone_to_owned()?);
         start.read_exact(&mut [0])?;
         abandon(|| {
@@ -443,24 +440,24 @@ fn with_arguments(setup: &Setup, arguments: &[impl AsRef<OsStr>]) -> Setup {
     Setup { arguments, not_pid_1: true, ..setup.clone() }
 }
 
-/// Runs a program to its end and returns its exit code, stdout and stderr.
-fn run(setup: Setup) -> Result<(Option<i32>, Vec<u8>, Vec<u8>)> {
+/// Runs a program to its end and returns that, its stdout and its stderr.
+fn run(setup: Setup) -> Result<(End, Vec<u8>, Vec<u8>)> {
     let (mut reader, writer) = io::pipe()?;
-    let (status, stderr) = Setup { stdout: stream(writer), ..setup }.start()?.wait()?;
+    let (end, stderr) = Setup { stdout: stream(writer), ..setup }.start()?.wait()?;
     let mut stdout = Vec::new();
     reader.read_to_end(&mut stdout)?;
-    Ok((status.code(), stdout, stderr))
+    Ok((end, stdout, stderr))
 }
 
 fn version_and_help_are_printed(setup: &Setup) -> Result<()> {
     // The first argument decides.
     for arguments in [&["-v"][..], &["-V"], &["--version"], &["--version", "x"]] {
         let result = run(with_arguments(setup, arguments))?;
-        ensure!(result == (Some(0), VERSION.into(), vec![]), "{arguments:?}: {result:?}");
+        ensure!(result == (Ok(0), VERSION.into(), vec![]), "{arguments:?}: {result:?}");
     }
     for argument in ["-h", "--help"] {
-        let (code, stdout, stderr) = run(with_arguments(setup, &[argument]))?;
-        ensure!(code == Some(0) && stderr.is_empty(), "{argument}: {code:?}");
+        let (end, stdout, stderr) = run(with_arguments(setup, &[argument]))?;
+        ensure!(end == Ok(0) && stderr.is_empty(), "{argument}: {end:?}");
         let text = String::from_utf8(stdout)?;
         for word in ["Usage: pause", "-v", "-V", "--version", "-h", "--help", "SIGTERM", "SIGINT"] {
             ensure!(text.contains(word), "{word} is not in {text:?}");
@@ -501,7 +498,7 @@ fn unknown_arguments_are_refused(setup: &Setup) -> Result<()> {
         let stderr =
             [b"pause: unknown argument: ", arguments[0], b"\nTry pause --help.\n"].concat();
         let argument = String::from_utf8_lossy(arguments[0]);
-        ensure!(result == (Some(64), vec![], stderr), "{argument:.40}: {result:?}");
+        ensure!(result == (Ok(64), vec![], stderr), "{argument:.40}: {result:?}");
         Ok(())
     };
     for argument in ["", "-", "--", "-x", "-H", "-vv", "--versio", "--versions", "--version "] {

@@ -15,7 +15,7 @@ use harness::helper;
 use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::number;
 use harness::proc::{LIMITS, SLEEPING_CALL, children, is_asleep, set_limit, wait_until};
-use harness::sandbox::{self, STOPPED, Sandbox, Setup, USER, WARNING, become_user};
+use harness::sandbox::{self, End, STOPPED, Sandbox, Setup, USER, WARNING, become_user};
 use harness::trial::{Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
@@ -286,7 +286,7 @@ fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
 
 /// What becomes of a process that gets SIGTERM early: whether it sleeps, and has to get a second one,
 /// and how it ends.
-type Early = (bool, Result<i32, Signal>);
+type Early = (bool, End);
 
 const OBEYED: Early = (false, Ok(0));
 
@@ -524,9 +524,8 @@ impl PauseProcess {
         Ok(())
     }
 
-    /// Waits until the process has ended and returns its exit code, or the signal that killed it, and
-    /// its stderr.
-    fn wait_with_stderr(mut self) -> Result<(Result<i32, Signal>, String)> {
+    /// Waits until the process has ended and returns how, and its stderr.
+    fn wait_with_stderr(mut self) -> Result<(End, String)> {
         let end = match self.wait()? {
             WaitStatus::Exited(_, code) => Ok(code),
             WaitStatus::Signaled(_, signal, _) => Err(signal),

@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
             bar.set_message(*workload);
             pod.run(helper, &[&number.to_string()])?;
             match *workload {
-                "signals" => flood(*number, |signal| pod.signal_by_number(signal))?,
+                "signals" => flood(*number, pod.pid)?,
                 // Their number depends on how fast they are.
                 "fork-bomb" => {}
                 _ => orphans += number,
@@ -105,12 +105,13 @@ fn check(pod: &Sandbox, before: (harness::proc::Activity, u64)) -> Result<()> {
 }
 
 /// Sends signals to a process that is PID 1, in turn all that neither end nor stop it.
-fn flood(number: u64, send: impl Fn(i32) -> Result<()>) -> Result<()> {
+fn flood(number: u64, pid: Pid) -> Result<()> {
     let harmless = |signal: &i32| {
         ![libc::SIGTERM, libc::SIGINT, libc::SIGKILL, libc::SIGSTOP].contains(signal)
     };
     for signal in (1..=64).filter(harmless).cycle().take(usize::try_from(number)?) {
-        send(signal)?;
+        // SAFETY: numbers only; nix has no realtime signals.
+        Errno::result(unsafe { libc::kill(pid.as_raw(), signal) })?;
     }
     Ok(())
 }
@@ -118,10 +119,7 @@ fn flood(number: u64, send: impl Fn(i32) -> Result<()>) -> Result<()> {
 /// Sends the signals from inside of the PID namespace.
 fn signals(arguments: &[OsString]) -> Result<()> {
     ensure_inside()?;
-    flood(number(arguments)? as u64, |signal| {
-        // SAFETY: numbers only; nix has no realtime signals.
-        Ok(Errno::result(unsafe { libc::kill(1, signal) }).map(drop)?)
-    })
+    flood(number(arguments)? as u64, Pid::from_raw(1))
 }
 
 /// Sleeps until a signal ends it.
