@@ -90,7 +90,7 @@ impl Setup {
         Ok(sandbox)
     }
 
-    /// Starts the sandbox. Its PID 1 is `/pause` when this returns, or about to become it.
+    /// Starts the sandbox. Its PID 1 is `/pause` when this returns.
     pub fn start(self) -> Result<Sandbox> {
         let (mut near, far) = UnixStream::pair()?;
         near.set_read_timeout(Some(TIMEOUT))?;
@@ -116,10 +116,11 @@ impl Setup {
         let (pids, errors): (Vec<_>, Vec<_>) =
             report.lines().partition(|line| line.parse::<i32>().is_ok());
         let processes: Vec<_> = pids.iter().flat_map(|it| it.parse().map(Pid::from_raw)).collect();
-        let pid = *processes.last().with_context(|| errors.join("; "))?;
+        let error = format!("cannot start a sandbox: {}", errors.join("; "));
+        let pid = *processes.last().with_context(|| error.clone())?;
         let sandbox = Sandbox { pid, processes, stderr: launcher.stderr.take() };
         is_complete.context("PID 1 did not start in time")?;
-        ensure!(errors.is_empty(), "cannot start a sandbox: {}", errors.join("; "));
+        ensure!(errors.is_empty(), error);
         Ok(sandbox)
     }
 }
