@@ -31,7 +31,6 @@ helper!(CONTAINER_ROOT = |_| attacks::become_container_root(0));
 helper!(FLOOD = flood);
 
 fn main() -> ExitCode {
-    helper::dispatch();
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
     let no_root = (!geteuid().is_root()).then(|| "only root can choose the pod's user".to_owned());

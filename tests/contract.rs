@@ -82,7 +82,6 @@ const VARIED: &[Test] = &[
 ];
 
 fn main() -> ExitCode {
-    helper::dispatch();
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
     for (name, setup) in setups() {

@@ -59,7 +59,6 @@ const IN_CGROUPS: &[InCgroup] = &[
 ];
 
 fn main() -> ExitCode {
-    helper::dispatch();
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
     for (name, _) in IN_SANDBOX {

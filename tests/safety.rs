@@ -13,7 +13,6 @@ use std::fs;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    helper::dispatch();
     let mut trials = Trials::new();
     trials.add_all(
         tests![pid_is_kept_when_pid_1_has_ended, libraries_of_the_host_are_read_only],

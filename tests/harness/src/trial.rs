@@ -1,6 +1,7 @@
 //! Collects the trials of a test program and runs them: each passes, fails, or is ignored because of
 //! the machine.
 
+use crate::helper;
 use anyhow::{Result, anyhow};
 use libtest_mimic::{Arguments, Completion, Trial};
 use std::env;
@@ -16,8 +17,9 @@ pub type Test = (&'static str, fn() -> Result<()>);
 pub struct Trials(Vec<Trial>);
 
 impl Trials {
-    /// Makes an empty list. Call [`crate::helper::dispatch`] before.
+    /// Makes an empty list; in a helper process, runs the helper instead. Call it first in `main`.
     pub fn new() -> Self {
+        helper::dispatch();
         Self::default()
     }
 
