@@ -5,21 +5,22 @@
 //! or it would prove nothing. There is no seccomp filter in its way, as an engine's would be.
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::attacks::{self, ATTACKERS, ATTACKS, Attack, Attacker, Outcome};
-use harness::build::{self, Flavor};
+use harness::attacks::{
+    self, ATTACKERS, ATTACKS, Attack, Attacker, DENIED, DROPPED, ENDS, IGNORED, MISSES,
+};
+use harness::build::Flavor;
 use harness::helper;
 use harness::helper::spawn;
+use harness::orphans::number;
 use harness::proc::{activity, anonymous, state, wait_until};
-use harness::sandbox::{self, Sandbox, Setup, USER, ensure_inside};
+use harness::sandbox::{self, STOPPED, Sandbox, Setup, ensure_inside};
 use harness::trial::{Trials, obstacle};
 use nix::libc;
+use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use std::ffi::OsString;
-use std::path::Path;
 use std::process::ExitCode;
-
-const STOPPED: &str = "pause: SIGTERM\n";
 
 /// Attempts that are made from outside, too, and whether they end the pod.
 const FROM_OUTSIDE: [(&str, bool); 5] =
@@ -30,43 +31,39 @@ helper!(CONTAINER_ROOT = |_| attacks::become_container_root(0));
 helper!(FLOOD = flood);
 
 fn main() -> ExitCode {
-    helper::dispatch();
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
     let no_root = (!geteuid().is_root()).then(|| "only root can choose the pod's user".to_owned());
+    let no_root = no_sandbox.clone().or(no_root);
 
     for flavor in [Flavor::Freestanding, Flavor::Hosted] {
-        let binary = build::build(flavor).expect("the release binary can be built");
-        let setup =
-            move |binary: &Path| Setup::new(binary).with_libraries(flavor == Flavor::Hosted);
+        let setup = Setup::of(flavor).expect("the release binary can be built");
         let prefix = format!("{flavor:?}").to_lowercase();
         for attacker in &ATTACKERS {
-            let other_user =
-                no_root.clone().filter(|_| !["user", "nested"].contains(&attacker.name));
+            let is_for_all = ["user", "nested"].contains(&attacker.name);
+            let obstacle = if is_for_all { &no_sandbox } else { &no_root };
             for attack in ATTACKS {
-                let (name, binary) =
-                    (format!("{prefix}::{}::{}", attack.name, attacker.name), binary.clone());
-                let obstacle = no_sandbox.clone().or(other_user.clone());
-                trials.add(name, obstacle, move || check_attack(setup(&binary), attack, attacker));
+                let setup = Setup { user: Some(attacker.pod_user), ..setup.clone() };
+                let name = format!("{prefix}::{}::{}", attack.name, attacker.name);
+                let run = move || check_attack(setup, attack, attacker);
+                trials.add(name, obstacle.clone(), run);
             }
         }
         for (name, ends) in FROM_OUTSIDE {
-            let binary_ = binary.clone();
-            let run = move || check_from_outside(setup(&binary_).start()?, name, ends);
+            let setup = setup.clone();
+            let run = move || check_from_outside(setup.asleep()?, name, ends);
             trials.add(format!("{prefix}::{name}::from_outside"), no_sandbox.clone(), run);
         }
-        let run = move || check_flood(setup(&binary).start()?);
-        trials.add(format!("{prefix}::flood"), no_sandbox.clone().or(no_root.clone()), run);
+        let run = move || check_flood(setup.asleep()?);
+        trials.add(format!("{prefix}::flood"), no_sandbox.clone(), run);
     }
     trials.run()
 }
 
 /// Checks the outcome of an attack on PID 1.
 fn check_attack(setup: Setup, attack: &Attack, attacker: &Attacker) -> Result<()> {
-    let setup = setup.user(attacker.pod_user);
-    let sandbox = if attacker.pod_user == 0 { setup.prepare(&CONTAINER_ROOT) } else { setup };
-    let sandbox = sandbox.start()?;
-    sandbox.wait_until_asleep()?;
+    let preparation = Some(&CONTAINER_ROOT).filter(|_| attacker.pod_user == 0);
+    let sandbox = Setup { preparation, ..setup }.asleep()?;
     let before = activity(sandbox.pid)?;
     let mut command = sandbox.command(&ATTACKER);
     let output = command.args([attack.name, attacker.name]).output()?;
@@ -74,36 +71,24 @@ fn check_attack(setup: Setup, attack: &Attack, attacker: &Attacker) -> Result<()
     let stderr = String::from_utf8_lossy(&output.stderr);
 
     let outcome = (attacker.outcome)(attack);
-    let result = stdout.strip_prefix("the control succeeded\n");
-    let result = result.with_context(|| format!("the control failed: {stdout}{stderr}"))?;
-    if outcome == Outcome::Ends {
+    let result = stdout.split_once("the control succeeded\n");
+    let (_, result) = result.with_context(|| format!("the control failed: {stdout}{stderr}"))?;
+    if outcome == ENDS {
         // The attacker ends together with PID 1.
-        return ends(sandbox);
+        return sandbox.ends(0, STOPPED);
     }
     ensure!(output.status.success(), "{stderr}");
-    match outcome {
-        Outcome::Denied => ensure!(result == "refused", "the kernel did it: {result}"),
-        Outcome::Done(effect) => ensure!(result == effect, "{result} instead of {effect}"),
-        _ => ensure!(result.is_empty(), "{result}"),
-    }
+    let expected = if [DROPPED, IGNORED, MISSES].contains(&outcome) { "" } else { outcome };
+    ensure!(result == expected, "{result:?} instead of {expected:?}");
     sandbox.wait_until_asleep()?;
     let was_woken = activity(sandbox.pid)?.voluntary_switches != before.voluntary_switches;
-    let wakes = outcome == Outcome::Ignored;
+    let wakes = outcome == IGNORED;
     ensure!(was_woken == wakes, "PID 1 was woken: {was_woken} instead of {wakes}");
-    sandbox.signal(Signal::SIGTERM)?;
-    ends(sandbox)
-}
-
-/// Checks that PID 1 exits with 0 after a SIGTERM, and has not printed anything else.
-fn ends(sandbox: Sandbox) -> Result<()> {
-    let (status, stderr) = sandbox.wait()?;
-    ensure!(status.code() == Some(0) && stderr == STOPPED, "{status}, {stderr:?}");
-    Ok(())
+    sandbox.stops(Signal::SIGTERM, STOPPED)
 }
 
 /// Makes an attempt from the parent PID namespace.
 fn check_from_outside(sandbox: Sandbox, name: &str, is_obeyed: bool) -> Result<()> {
-    sandbox.wait_until_asleep()?;
     let before = activity(sandbox.pid)?;
     (find(name)?.run)(sandbox.pid)?;
     if !is_obeyed {
@@ -111,12 +96,11 @@ fn check_from_outside(sandbox: Sandbox, name: &str, is_obeyed: bool) -> Result<(
         sandbox.wait_until_asleep()?;
         sandbox.signal(Signal::SIGTERM)?;
     }
-    ends(sandbox)
+    sandbox.ends(0, STOPPED)
 }
 
 /// Checks that PID 1 does not grow by signals that it ignores.
 fn check_flood(sandbox: Sandbox) -> Result<()> {
-    sandbox.wait_until_asleep()?;
     // The first signal needs a page of the stack, which stays.
     sandbox.run(&FLOOD, &["1"])?;
     sandbox.wait_until_asleep()?;
@@ -125,15 +109,12 @@ fn check_flood(sandbox: Sandbox) -> Result<()> {
     sandbox.wait_until_asleep()?;
     let after = anonymous(sandbox.pid)?;
     ensure!(before == after, "{before} KiB of anonymous memory became {after}");
-    sandbox.signal(Signal::SIGTERM)?;
-    ends(sandbox)
+    sandbox.stops(Signal::SIGTERM, STOPPED)
 }
 
 fn flood(arguments: &[OsString]) -> Result<()> {
-    let [number] = arguments else { bail!("takes the number of signals") };
     ensure_inside()?;
-    sandbox::become_user(USER)?;
-    for _ in 0..number.to_string_lossy().parse()? {
+    for _ in 0..number(arguments)? {
         kill(Pid::from_raw(1), Signal::SIGTERM)?;
     }
     Ok(())
@@ -151,13 +132,13 @@ fn attack(arguments: &[OsString]) -> Result<()> {
     ensure_inside()?;
     attacks::prepare()?;
     (attacker.become_attacker)(attacker.pod_user)?;
-    attacks::unprotect()?;
+    set_dumpable(true)?;
 
     let victim = if attack.on_itself { Pid::this() } else { spawn(attacks::park)? };
     wait_until("the control sleeps", || attack.on_itself || state(victim) == Some('S'))?;
     (attack.run)(victim).context("it fails on an unprotected process")?;
     let outcome = (attacker.outcome)(attack);
-    if matches!(outcome, Outcome::Dropped | Outcome::Ignored | Outcome::Ends) {
+    if [DROPPED, IGNORED, ENDS].contains(&outcome) {
         let has_effect = || matches!(state(victim), Some('T' | 'Z'));
         wait_until("the unprotected process is stopped or dead", has_effect)?;
     }
@@ -166,9 +147,9 @@ fn attack(arguments: &[OsString]) -> Result<()> {
         attacks::nest_children()?;
     }
     match (attack.run)(Pid::from_raw(1)) {
-        Ok(effect) => print!("{effect}"),
+        Ok(()) => {}
         Err(error) => match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES | libc::EINVAL) => print!("refused"),
+            Some(libc::EPERM | libc::EACCES | libc::EINVAL) => print!("{DENIED}"),
             _ => return Err(error.into()),
         },
     }

@@ -7,18 +7,13 @@
 use anyhow::{Context, Result, ensure};
 use cpio::newc;
 use harness::build;
-use harness::proc::wait_until_within;
-use harness::target::{Kernel, TARGETS, Target};
+use harness::target::{TARGETS, Target};
 use harness::trial::{Trials, obstacle};
 use std::env;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
-use std::time::Duration;
-
-/// Limit for a machine, which is many times slower than this one.
-const LIMIT: Duration = Duration::from_secs(120);
+use std::process::{Command, ExitCode, Stdio};
 
 /// Options of the machine, and the number of the call that pause is to sleep in there.
 fn machine(target: &Target) -> (&'static [&'static str], u32) {
@@ -36,39 +31,29 @@ fn machine(target: &Target) -> (&'static [&'static str], u32) {
 fn main() -> ExitCode {
     let mut trials = Trials::new();
     for target in TARGETS {
-        for kernel in target.kernels {
+        for &(kernel, page) in target.kernels {
             let obstacle = obstacle(prerequisites(target, kernel));
-            let run = move || boots(target, kernel, &prerequisites(target, kernel)?);
-            trials.add(format!("{}::{}", target.triple, kernel.name), obstacle, run);
+            let run = move || boots(target, page, &prerequisites(target, kernel)?);
+            trials.add(format!("{}::{kernel}", target.triple), obstacle, run);
         }
     }
     trials.run()
 }
 
 /// Finds what the trial needs, and returns the kernel's folder.
-fn prerequisites(target: &Target, kernel: &Kernel) -> Result<PathBuf> {
+fn prerequisites(target: &Target, kernel: &str) -> Result<PathBuf> {
     build::find_core(target.triple)?;
     target.system_emulator()?;
     let folder = env::var_os("PAUSE_FOREIGN_KERNELS").context(
         "there are no kernels; get them as .ci/run does, and name them in PAUSE_FOREIGN_KERNELS",
     )?;
-    let folder = Path::new(&folder).join(kernel.name);
+    let folder = Path::new(&folder).join(kernel);
     ensure!(folder.exists(), "there is no kernel at {}", folder.display());
     Ok(folder)
 }
 
-/// A running machine. Dropping it ends it.
-struct Machine(Child);
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Boots the kernel with pause as its init; tests/boot/init tries it from inside.
-fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
+fn boots(target: &Target, page: u32, folder: &Path) -> Result<()> {
     let (options, call) = machine(target);
     let temporary = tempfile::tempdir()?;
     let initramfs = temporary.path().join("initramfs");
@@ -77,12 +62,11 @@ fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
     let files = [("init", &init), ("pause", &target.build()?), ("busybox", &busybox)];
     pack(&initramfs, &files).context("cannot pack the initramfs")?;
 
-    let path = temporary.path().join("console");
-    let output = File::create(&path)?;
     // A kernel whose init ends panics and then restarts the machine, which is where qemu exits.
     let serial = if target.arch == "x86_64" { "console=ttyS0" } else { "" };
-    let mut machine = Command::new("setpriv")
-        .args(["--pdeathsig", "KILL"])
+    // A machine is many times slower than this one.
+    let mut machine = Command::new("timeout")
+        .args(["--signal=KILL", "120", "setpriv", "--pdeathsig", "KILL"])
         .arg(target.system_emulator()?)
         .args(options)
         // One processor: nobody can look while a dead process is on its way out.
@@ -93,17 +77,15 @@ fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
         .arg("-initrd")
         .arg(&initramfs)
         .stdin(Stdio::piped())
-        .stdout(output.try_clone()?)
-        .stderr(output)
+        .stdout(Stdio::piped())
         .spawn()
-        .map(Machine)
-        .context("cannot run setpriv, which is to start qemu")?;
+        .context("cannot run timeout, which is to start qemu")?;
 
     let ready = "init: waits for Ctrl-C";
     let again = format!("init: after SIGTERM from inside: (pause) S in call {call}");
-    let expected = [
+    let lines = [
         &format!("init: sleeps in call {call}"),
-        &format!("init: pages of {} KiB", kernel.page),
+        &format!("init: pages of {page} KiB"),
         "init: orphans: 100",
         "init: zombies: 0",
         "init: times that PID 1 ran for them: 0",
@@ -116,29 +98,28 @@ fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
         "pause: SIGINT",
         "Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000000",
     ];
-    let console = || fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let mut keyboard = machine.0.stdin.take().context("qemu has no stdin")?;
-    let mut is_pressed = false;
-    let finished = || {
-        let console = console().unwrap_or_default();
-        if !is_pressed && console.contains(ready) {
-            is_pressed = keyboard.write_all(b"\x03").is_ok();
+    let mut keyboard = machine.stdin.take().context("qemu has no stdin")?;
+    let console = machine.stdout.take().context("qemu has no stdout")?;
+    let mut printed = String::new();
+    let mut expected = &lines[..];
+    for line in BufReader::new(console).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        printed += &format!("{line}\n");
+        if line.contains(ready) {
+            keyboard.write_all(b"\x03")?;
         }
-        missing(&expected, &console).is_none() || !matches!(machine.0.try_wait(), Ok(None))
-    };
-    let finished =
-        wait_until_within(LIMIT, "the machine has printed all lines, or ended", finished);
-    let console = console()?;
-    let line = missing(&expected, &console);
-    ensure!(line.is_none(), "{finished:?}, {line:?} is not next on the console: {console}");
+        // Something of the kernel's may stand before it in the line.
+        if line.trim_end().ends_with(expected[0]) {
+            expected = &expected[1..];
+        }
+        if expected.is_empty() {
+            break;
+        }
+    }
+    machine.kill()?;
+    machine.wait()?;
+    ensure!(expected.is_empty(), "{expected:?} is not next on the console: {printed}");
     Ok(())
-}
-
-/// The first of the expected lines that is not on the console, or not in its place.
-fn missing<'a>(expected: &[&'a str], console: &str) -> Option<&'a str> {
-    // Something of the kernel's may stand before it in the line.
-    let mut lines = console.lines().map(str::trim_end);
-    expected.iter().copied().find(|expected| !lines.any(|line| line.ends_with(expected)))
 }
 
 /// Writes an initramfs of programs, each under its name at the top.

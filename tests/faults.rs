@@ -1,63 +1,52 @@
 //! What goes wrong around the process, tried on the release binary: system calls that fail, limits
 //! that are exhausted, signals at a bad time.
 //!
-//! Each trial is a helper in a sandbox that starts many processes of `/pause`, see
-//! [`harness::process`], as PID 1 and not as PID 1. Only the native freestanding binary is tried: the
-//! hosted flavor and emulators make additional system calls.
+//! Each trial is a helper in a sandbox that starts many processes of `/pause`, see [`Spawn`], as PID 1
+//! and not as PID 1. Only the native freestanding binary is tried: the hosted flavor and emulators make
+//! additional system calls.
 
 #![expect(clippy::incompatible_msrv, reason = "only the product supports an older Rust")]
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::build::{self, Flavor};
+use harness::build::Flavor;
 use harness::calls::{self, Call, Refused};
 use harness::cgroup::Cgroup;
 use harness::helper;
-use harness::helper::{Helper, spawn};
+use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::number;
-use harness::proc::{SLEEPING_CALL, activity, catches, children, wait_until};
-use harness::process::{PauseProcess, Spawn};
-use harness::sandbox::{self, Sandbox, Setup};
-use harness::seccomp;
+use harness::proc::{LIMITS, SLEEPING_CALL, children, is_asleep, set_limit, wait_until};
+use harness::sandbox::{self, End, STOPPED, Sandbox, Setup, USER, WARNING, become_user};
 use harness::trial::{Trials, obstacle};
+use harness::{seccomp, tests};
 use nix::libc;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::ptrace;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::WaitStatus;
-use nix::unistd::{Pid, SysconfVar, getppid, sysconf, write};
-use std::ffi::OsString;
-use std::hint::spin_loop;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, SysconfVar, dup2_stderr, execve, getppid, sysconf, write};
+use procfs::process::Process;
+use std::ffi::{CStr, OsString};
+use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::LazyLock;
-use std::thread;
-use std::time::Instant;
+use std::{mem, thread};
 
-const STOPPED: &str = "pause: SIGTERM\n";
-const WARNING: &str = "pause: warning: not PID 1\n";
-
-helper!(TRACE = trace);
-helper!(ALLOW_ONLY = allow_only);
-helper!(STEPS = steps);
-helper!(DELAYS = delays);
-helper!(LIMITS_OF_ZERO = limits_of_zero);
-helper!(LITTLE_ADDRESS_SPACE = little_address_space);
-helper!(LITTLE_STACK = little_stack);
+helper!(INSIDE = inside);
 helper!(REFUSED = refused);
 helper!(IN_CGROUP = in_cgroup);
-helper!(IN_FULL_CGROUP = in_full_cgroup);
 
-/// Trials that need nothing but a sandbox: each is a helper that runs in one.
-const IN_SANDBOX: &[(&str, &Helper)] = &[
-    ("its_system_calls_are_those_listed", &TRACE),
-    ("the_listed_system_calls_are_enough", &ALLOW_ONLY),
-    ("sigterm_before_any_instruction", &STEPS),
-    ("sigterm_after_any_delay", &DELAYS),
-    ("limits_of_zero", &LIMITS_OF_ZERO),
-    ("little_address_space", &LITTLE_ADDRESS_SPACE),
-    ("little_stack", &LITTLE_STACK),
+/// A trial that needs nothing but a sandbox. It is run as PID 1, and as another process.
+type InSandbox = (&'static str, fn(bool) -> Result<()>);
+
+const IN_SANDBOX: &[InSandbox] = tests![
+    its_system_calls_are_those_listed,
+    the_listed_system_calls_are_enough,
+    sigterm_before_any_instruction,
+    limits_of_zero,
+    little_address_space,
+    little_stack,
 ];
 
 /// A trial that needs a control group: what it is called, the group's controller, and what to do.
@@ -70,15 +59,14 @@ const IN_CGROUPS: &[InCgroup] = &[
 ];
 
 fn main() -> ExitCode {
-    helper::dispatch();
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
-    for (name, helper) in IN_SANDBOX {
-        let run = || run_in_sandbox(helper, &[]);
+    for (name, _) in IN_SANDBOX {
+        let run = || run_in_sandbox(&INSIDE, name);
         trials.add(format!("freestanding::{name}"), no_sandbox.clone(), run);
     }
     for (index, call) in calls::until_asleep(false).enumerate() {
-        let run = move || run_in_sandbox(&REFUSED, &[&index.to_string()]);
+        let run = move || run_in_sandbox(&REFUSED, &index.to_string());
         trials.add(format!("freestanding::refused::{}", call.name), no_sandbox.clone(), run);
     }
     for (name, controller, run) in IN_CGROUPS {
@@ -89,18 +77,24 @@ fn main() -> ExitCode {
     trials.run()
 }
 
-fn run_in_sandbox(helper: &Helper, arguments: &[&str]) -> Result<()> {
-    sandbox()?.run(helper, arguments).map(drop)
+fn run_in_sandbox(helper: &Helper, argument: &str) -> Result<()> {
+    sandbox()?.run(helper, &[argument]).map(drop)
 }
 
 /// A sandbox to start processes in.
 fn sandbox() -> Result<Sandbox> {
-    static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
-        build::build(Flavor::Freestanding).expect("the release binary can be built")
-    });
-    let sandbox = Setup::new(&BINARY).start()?;
-    sandbox.wait_until_asleep()?;
-    Ok(sandbox)
+    static SETUP: LazyLock<Setup> =
+        LazyLock::new(|| Setup::of(Flavor::Freestanding).expect("the release binary can be built"));
+    SETUP.clone().asleep()
+}
+
+/// Runs a trial by its name.
+fn inside(arguments: &[OsString]) -> Result<()> {
+    let (_, run) = IN_SANDBOX.iter().find(|(name, _)| arguments == [*name]).context("no trial")?;
+    for is_init in [true, false] {
+        run(is_init).with_context(|| format!("PID 1: {is_init}"))?;
+    }
+    Ok(())
 }
 
 // System calls.
@@ -125,36 +119,41 @@ fn refuse(call: &Call, errno: i32, is_init: bool) -> Result<()> {
         seccomp::refuse(call.number, call.first, errno)
     };
     let process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
-    let warning = if is_init { "" } else { WARNING };
     let stderr = match call.refused {
         // A filter cannot be distinguished from a handler that returned.
         Refused::Fails(_) if call.number == SLEEPING_CALL && errno == libc::EINTR => {
-            let calls = || activity(process.pid).is_ok_and(|it| it.cpu_ticks > 0);
+            let stat = || Process::new(process.pid.as_raw())?.stat();
+            let calls = || stat().is_ok_and(|it| it.utime + it.stime > 0);
             wait_until("the process calls again and again", calls)?;
-            return ends_well(process, &format!("{warning}{STOPPED}"));
+            return process.stops(&messages(is_init));
         }
         Refused::Fails(message) => {
             let (end, stderr) = process.wait_with_stderr()?;
-            let stderr = stderr.strip_prefix(warning).unwrap_or(&stderr);
+            let stderr = stderr.strip_prefix(WARNING).unwrap_or(&stderr);
             ensure!(end == Ok(1) && stderr == message, "{end:?}, {stderr:?}");
             return Ok(());
         }
-        Refused::Continues => format!("{warning}{STOPPED}"),
-        Refused::AssumesNotInit => format!("{WARNING}{STOPPED}"),
+        Refused::Continues => messages(is_init),
+        Refused::AssumesNotInit => messages(false),
         Refused::Silent => String::new(),
     };
-    reaps_and_ends_well(process, &stderr)
+    reaps_and_stops(process, &stderr)
+}
+
+/// What a process prints until SIGTERM has ended it.
+fn messages(is_init: bool) -> String {
+    format!("{}{STOPPED}", if is_init { "" } else { WARNING })
 }
 
 /// Waits until the process sleeps, kills its children, which have to be reaped, and ends it.
-fn reaps_and_ends_well(mut process: PauseProcess, stderr: &str) -> Result<()> {
+fn reaps_and_stops(mut process: PauseProcess, stderr: &str) -> Result<()> {
     process.wait_settled()?;
     ensure!(!process.has_ended(), "it ended: {:?}", process.wait_with_stderr()?);
     for child in children(process.pid) {
         kill(child, Signal::SIGKILL)?;
     }
     wait_until("its child is reaped", || children(process.pid).is_empty())?;
-    ends_well(process, stderr)
+    process.stops(stderr)
 }
 
 /// Starts a child that ends with its parent.
@@ -171,86 +170,68 @@ fn spawn_child() -> Result<()> {
     spawn(stay).map(drop)
 }
 
-/// Ends a process by SIGTERM: exit code 0, and nothing on stderr but `stderr`.
-fn ends_well(process: PauseProcess, stderr: &str) -> Result<()> {
-    process.signal(Signal::SIGTERM)?;
-    let end = process.wait_with_stderr()?;
-    ensure!(end == (Ok(0), stderr.to_owned()), "{end:?}");
-    Ok(())
-}
-
 /// Compares the system calls from start to end with the list. PID 1 gets a SIGTERM from inside first.
-fn trace(_: &[OsString]) -> Result<()> {
-    for is_init in [true, false] {
-        let (ignored, end) = if is_init { (&calls::IGNORE[..], 1) } else { (&[][..], 0) };
-        let last = ignored.iter().chain(&calls::END[end..]);
-        let expected: Vec<_> = calls::until_asleep(is_init)
-            .map(|call| (call.number, call.first))
-            .chain(last.map(|&number| (number, None)))
-            .collect();
-        let (reader, writer) = io::pipe()?;
-        let mut start_sender = Some(writer).filter(|_| is_init);
-        let prepare = || if is_init { spawn_sender(&reader) } else { Ok(()) };
-        let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn_traced()?;
-        let mut made = Vec::new();
-        let mut signal = None;
-        // One call too many is enough to fail.
-        while made.len() <= expected.len() {
-            ptrace::syscall(process.pid, signal.take())?;
-            process.wait_settled()?;
-            if process.status().is_none() {
-                match start_sender.take() {
-                    Some(mut writer) => writer.write_all(&[0])?,
-                    None => process.signal(Signal::SIGTERM)?,
-                }
-                process.wait()?;
+fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
+    let (ignored, end) = if is_init { (&calls::IGNORE[..], 1) } else { (&[][..], 0) };
+    let last = ignored.iter().chain(&calls::END[end..]);
+    let expected: Vec<_> = calls::until_asleep(is_init)
+        .map(|call| (call.number, call.first))
+        .chain(last.map(|&number| (number, None)))
+        .collect();
+    let mut process = Spawn { is_init, argument: None, prepare: &|| Ok(()) }.spawn_traced()?;
+    let mut is_next_from_inside = is_init;
+    let mut made = Vec::new();
+    let mut signal = None;
+    // One call too many is enough to fail.
+    while made.len() <= expected.len() {
+        ptrace::syscall(process.pid, signal.take())?;
+        process.wait_settled()?;
+        if process.status.is_none() {
+            match mem::take(&mut is_next_from_inside) {
+                true => terminate_from_inside(process.pid)?,
+                false => process.signal(Signal::SIGTERM)?,
             }
-            match process.status() {
-                Some(WaitStatus::PtraceSyscall(_)) => {
-                    let call = ptrace::syscall_info(process.pid)?;
-                    if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
-                        // SAFETY: at the entry of a system call it is this one of the union.
-                        let call = unsafe { call.u.entry };
-                        let known = expected.get(made.len()).and_then(|(_, first)| *first);
-                        made.push((call.nr as i64, known.map(|_| call.args[0] as i32)));
-                    }
-                }
-                Some(WaitStatus::Stopped(_, Signal::SIGTERM)) => signal = Some(Signal::SIGTERM),
-                _ => break,
-            }
+            process.wait()?;
         }
-        ensure!(made == expected, "PID 1 {is_init}: {made:?} instead of {expected:?}");
+        match process.status {
+            Some(WaitStatus::PtraceSyscall(_)) => {
+                let call = ptrace::syscall_info(process.pid)?;
+                if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
+                    // SAFETY: at the entry of a system call it is this one of the union.
+                    let call = unsafe { call.u.entry };
+                    let known = expected.get(made.len()).and_then(|(_, first)| *first);
+                    made.push((call.nr as i64, known.map(|_| call.args[0] as i32)));
+                }
+            }
+            Some(WaitStatus::Stopped(_, Signal::SIGTERM)) => signal = Some(Signal::SIGTERM),
+            _ => break,
+        }
     }
+    ensure!(made == expected, "{made:?} instead of {expected:?}");
     Ok(())
 }
 
-/// Starts a child that sends SIGTERM to its parent when it reads a byte.
-fn spawn_sender(mut start: &PipeReader) -> Result<()> {
-    let send = || {
-        start.read_exact(&mut [0])?;
-        kill(getppid(), Signal::SIGTERM)?;
-        // Stays, so that no SIGCHLD follows.
-        loop {
-            thread::park();
-        }
-    };
-    spawn(send).map(drop)
+/// Lets a process in the PID namespace of `init` send SIGTERM to it.
+fn terminate_from_inside(init: Pid) -> Result<()> {
+    let joiner = spawn(|| {
+        setns(File::open(format!("/proc/{init}/ns/pid"))?, CloneFlags::CLONE_NEWPID)?;
+        let sender = spawn(|| Ok(kill(Pid::from_raw(1), Signal::SIGTERM)?))?;
+        Ok(waitpid(sender, None).map(drop)?)
+    })?;
+    Ok(waitpid(joiner, None).map(drop)?)
 }
 
 /// Kills the process at any call that is not listed.
-fn allow_only(_: &[OsString]) -> Result<()> {
+fn the_listed_system_calls_are_enough(is_init: bool) -> Result<()> {
     let prepare = || {
         spawn_child()?;
         seccomp::allow_only(calls::all())
     };
-    for (is_init, warning) in [(true, ""), (false, WARNING)] {
-        let start = Spawn { is_init, argument: None, prepare: &prepare };
-        reaps_and_ends_well(start.spawn()?, &format!("{warning}{STOPPED}"))?;
-        for (argument, code) in [(c"--version", 0), (c"--help", 0), (c"x", 64)] {
-            let (end, _) =
-                Spawn { argument: Some(argument), ..start }.spawn()?.wait_with_stderr()?;
-            ensure!(end == Ok(code), "{argument:?}: {end:?}");
-        }
+    let start = Spawn { is_init, argument: None, prepare: &prepare };
+    reaps_and_stops(start.spawn()?, &messages(is_init))?;
+    for (argument, code) in [(c"--version", 0), (c"--help", 0), (c"x", 64)] {
+        let (end, _) = Spawn { argument: Some(argument), ..start }.spawn()?.wait_with_stderr()?;
+        ensure!(end == Ok(code), "{argument:?}: {end:?}");
     }
     Ok(())
 }
@@ -259,102 +240,66 @@ fn allow_only(_: &[OsString]) -> Result<()> {
 
 /// Sends SIGTERM before the first instruction, before the second, and so on until it sleeps: PID 1
 /// ignores it, and any other process dies of it, as long as there is no handler; from then on, or if
-/// it waits behind a mask until then, it ends the process with exit code 0.
-fn steps(_: &[OsString]) -> Result<()> {
+/// it waits behind a mask until then, it ends the process with exit code 0. A process that runs
+/// meanwhile may have got its handler.
+fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
     let deaf = || Ok(SigSet::all().thread_set_mask()?);
-    for is_init in [true, false] {
-        let begin = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
-        for (start, is_deaf) in [(begin, false), (Spawn { prepare: &deaf, ..begin }, true)] {
-            let mut instructions = 0;
+    let begin = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
+    let begin_deaf = Spawn { prepare: &deaf, ..begin };
+    for (start, is_deaf, runs) in
+        [(begin, false, false), (begin, false, true), (begin_deaf, true, false)]
+    {
+        let mut instructions = 0;
+        let mut process = start.spawn_traced()?;
+        while process.step()? {
+            instructions += 1;
+        }
+        drop(process);
+        for done in 0..=instructions {
             let mut process = start.spawn_traced()?;
-            while process.step()? {
-                instructions += 1;
+            for _ in 0..done {
+                process.step()?;
             }
-            drop(process);
-            for done in 0..=instructions {
-                let mut process = start.spawn_traced()?;
-                for _ in 0..done {
-                    process.step()?;
-                }
-                let is_ready = is_deaf || catches(process.pid, Signal::SIGTERM)?;
+            let caught = Process::new(process.pid.as_raw())?.status()?.sigcgt;
+            let is_ready = is_deaf || caught >> (Signal::SIGTERM as i32 - 1) & 1 == 1;
+            if runs {
+                ptrace::detach(process.pid, None)?;
+                process.signal(Signal::SIGTERM)?;
+            } else {
                 process.signal(Signal::SIGTERM)?;
                 ptrace::detach(process.pid, None)?;
-                let allowed = if is_ready { Early::Obeyed } else { Early::before_handler(is_init) };
-                let seen = early(process)?;
-                ensure!(
-                    seen == allowed,
-                    "after {done} of {instructions} instructions (PID 1 {is_init}, \
-                     deaf {is_deaf}): {seen:?} instead of {allowed:?}"
-                );
             }
+            let seen = early(process)?;
+            let is_allowed = match seen == OBEYED {
+                true => is_ready || runs,
+                false => !is_ready && seen == before_handler(is_init),
+            };
+            ensure!(
+                is_allowed,
+                "after {done} of {instructions} instructions (deaf {is_deaf}, runs {runs}): {seen:?}"
+            );
         }
     }
     Ok(())
 }
 
-/// What becomes of a process that gets SIGTERM early.
-#[derive(Debug, PartialEq)]
-enum Early {
-    /// It exits with 0.
-    Obeyed,
-    /// It sleeps, and a second SIGTERM makes it exit with 0.
-    Ignored,
-    /// It dies of the signal, as the kernel has it.
-    Killed,
-}
+/// What becomes of a process that gets SIGTERM early: whether it sleeps, and has to get a second one,
+/// and how it ends.
+type Early = (bool, End);
 
-impl Early {
-    fn before_handler(is_init: bool) -> Self {
-        if is_init { Self::Ignored } else { Self::Killed }
-    }
+const OBEYED: Early = (false, Ok(0));
+
+/// What the kernel does: PID 1 does not get the signal.
+fn before_handler(is_init: bool) -> Early {
+    if is_init { (true, Ok(0)) } else { (false, Err(Signal::SIGTERM)) }
 }
 
 /// Sees what becomes of a process that SIGTERM was sent to.
 fn early(mut process: PauseProcess) -> Result<Early> {
     process.wait_settled()?;
-    let is_over = process.has_ended();
-    if !is_over {
-        process.signal(Signal::SIGTERM)?;
-    }
-    match process.wait_with_stderr()? {
-        (Ok(0), _) if is_over => Ok(Early::Obeyed),
-        (Ok(0), _) => Ok(Early::Ignored),
-        (Err(Signal::SIGTERM), _) => Ok(Early::Killed),
-        end => bail!("it ended with {end:?}"),
-    }
-}
-
-/// Sends SIGTERM after delays from the clone on, which cover what the tracer does not see: the
-/// kernel's part of the birth.
-fn delays(_: &[OsString]) -> Result<()> {
-    const PROCESSES: u32 = 4500;
-    for is_init in [true, false] {
-        let start = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
-        let until_asleep = || {
-            let born = Instant::now();
-            start.spawn()?.wait_settled()?;
-            Ok(born.elapsed())
-        };
-        // The quickest of some: the others were held up by other processes.
-        let times = (0..20).map(|_| until_asleep()).collect::<Result<Vec<_>>>()?;
-        let until_asleep = *times.iter().min().context("there are times")?;
-        let expected = [Early::before_handler(is_init), Early::Obeyed];
-        let mut seen = [false; 2];
-        for number in 0..PROCESSES {
-            let delay = until_asleep * 2 * number / PROCESSES;
-            let process = start.spawn()?;
-            let born = Instant::now();
-            while born.elapsed() < delay {
-                spin_loop();
-            }
-            process.signal(Signal::SIGTERM)?;
-            let early = early(process)?;
-            let index = expected.iter().position(|it| *it == early);
-            seen[index.with_context(|| format!("{delay:?}, PID 1 {is_init}: {early:?}"))?] = true;
-        }
-        ensure!(seen == [true; 2], "of {expected:?} only {seen:?} were seen, PID 1 {is_init}");
-    }
-    Ok(())
+    let sleeps = !process.has_ended();
+    process.signal(Signal::SIGTERM)?;
+    Ok((sleeps, process.wait_with_stderr()?.0))
 }
 
 // Starvation.
@@ -371,62 +316,41 @@ fn lives(is_init: bool, prepare: &dyn Fn() -> Result<()>) -> Result<bool> {
     process.wait_settled()?;
     process.signal(Signal::SIGTERM)?;
     let (end, said) = process.wait_with_stderr()?;
-    let all_said = said == format!("{}{STOPPED}", if is_init { "" } else { WARNING });
+    let is_well = end == Ok(0) && said == messages(is_init);
     // Nobody sends this signal but the kernel's OOM killer.
-    ensure!(end == Ok(0) && all_said || end == Err(Signal::SIGKILL), "{end:?}, {said:?}");
+    ensure!(is_well || end == Err(Signal::SIGKILL), "{end:?}, {said:?}");
     Ok(end.is_ok())
 }
 
-/// Sets each limit to nothing.
-fn limits_of_zero(_: &[OsString]) -> Result<()> {
-    use Resource::*;
-    for resource in [
-        RLIMIT_CORE,
-        RLIMIT_CPU,
-        RLIMIT_DATA,
-        RLIMIT_FSIZE,
-        RLIMIT_LOCKS,
-        RLIMIT_MEMLOCK,
-        RLIMIT_MSGQUEUE,
-        RLIMIT_NICE,
-        RLIMIT_NOFILE,
-        RLIMIT_NPROC,
-        RLIMIT_RSS,
-        RLIMIT_RTPRIO,
-        RLIMIT_RTTIME,
-        RLIMIT_SIGPENDING,
-    ] {
-        for is_init in [true, false] {
-            let lived = lives_within(resource, 0, is_init)?;
-            // The kernel kills what has no time left when a tick of its clock meets it.
-            ensure!(lived || resource == RLIMIT_CPU, "no exec with {resource:?}");
-        }
+/// Sets each limit to nothing, but those of which the next two trials look for the least.
+fn limits_of_zero(is_init: bool) -> Result<()> {
+    let searched = [libc::RLIMIT_AS, libc::RLIMIT_STACK];
+    for resource in LIMITS.filter(|resource| !searched.contains(resource)) {
+        let lived = lives_within(resource, 0, is_init)?;
+        // The kernel kills what has no time left when a tick of its clock meets it.
+        ensure!(lived || resource == libc::RLIMIT_CPU, "no exec with a limit {resource} of 0");
     }
     Ok(())
 }
 
 /// Allows no page of address space, one page, and so on until there is more than enough.
-fn little_address_space(_: &[OsString]) -> Result<()> {
-    for is_init in [true, false] {
-        let lived = pages(0).map(|bytes| lives_within(Resource::RLIMIT_AS, bytes, is_init));
-        let lived = lived.collect::<Result<Vec<_>>>()?;
-        ensure!(lived.contains(&true) && lived.contains(&false), "all limits are alike: {lived:?}");
-    }
+fn little_address_space(is_init: bool) -> Result<()> {
+    let lived = pages(0).map(|bytes| lives_within(libc::RLIMIT_AS, bytes, is_init));
+    let lived = lived.collect::<Result<Vec<_>>>()?;
+    ensure!(lived.contains(&true) && lived.contains(&false), "all limits are alike: {lived:?}");
     Ok(())
 }
 
 /// Allows the stack that the kernel needs to deliver a signal, whatever program it is for, and more.
-fn little_stack(_: &[OsString]) -> Result<()> {
+fn little_stack(is_init: bool) -> Result<()> {
     // SAFETY: reads what the kernel told this process at its start; 0 where it tells nothing.
     let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) };
     // `arch_align_stack` in the kernel's process.c begins up to so far below the top.
     let randomized = 8192;
     // What execve(2) puts there, and the frames of the program.
     let used = 4096;
-    for is_init in [true, false] {
-        for bytes in pages(frame.max(4096) + randomized + used) {
-            ensure!(lives_within(Resource::RLIMIT_STACK, bytes, is_init)?, "no exec with {bytes}");
-        }
+    for bytes in pages(frame.max(4096) + randomized + used) {
+        ensure!(lives_within(libc::RLIMIT_STACK, bytes, is_init)?, "no exec with {bytes}");
     }
     Ok(())
 }
@@ -437,28 +361,29 @@ fn pages(least: u64) -> impl Iterator<Item = u64> {
     (least.div_ceil(size)..).take(200).map(move |pages| pages * size)
 }
 
-fn lives_within(resource: Resource, bytes: u64, is_init: bool) -> Result<bool> {
-    lives(is_init, &|| Ok(setrlimit(resource, bytes, bytes)?))
-        .with_context(|| format!("{resource:?} is {bytes}, PID 1 {is_init}"))
+fn lives_within(resource: u32, bytes: u64, is_init: bool) -> Result<bool> {
+    lives(is_init, &|| Ok(set_limit(Pid::this(), resource, bytes).map(drop)?))
+        .with_context(|| format!("the limit {resource} is {bytes}"))
 }
 
-/// Runs a helper that enters a control group by its stdin.
-fn run_in_cgroup(group: &Cgroup, helper: &Helper) -> Result<String> {
+/// Runs [`IN_CGROUP`], which enters the control group by its stdin.
+fn run_in_cgroup(group: &Cgroup, arguments: &[&str]) -> Result<String> {
     let sandbox = sandbox()?;
-    let output = sandbox.command(helper).stdin(group.procs_file()?).output()?;
+    let mut command = sandbox.command(&IN_CGROUP);
+    let output = command.args(arguments).stdin(group.procs_file()?).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// Moves this process to the control group.
-fn enter_cgroup() -> Result<()> {
-    write(io::stdin(), b"0")?;
-    Ok(())
-}
-
-fn in_cgroup(_: &[OsString]) -> Result<()> {
+/// Lives in the control group, with an argument beside as many processes as there may be.
+fn in_cgroup(arguments: &[OsString]) -> Result<()> {
+    let prepare = || {
+        write(io::stdin(), b"0")?;
+        while !arguments.is_empty() && spawn_child().is_ok() {}
+        Ok(())
+    };
     for is_init in [true, false] {
-        print!("{} ", lives(is_init, &enter_cgroup)?);
+        print!("{} ", lives(is_init, &prepare)?);
     }
     Ok(())
 }
@@ -468,7 +393,7 @@ fn little_memory(group: &Cgroup) -> Result<()> {
     for kib in (0..512).step_by(16) {
         let bytes = (kib * 1024).to_string();
         group.set(("memory.limit_in_bytes", &bytes), ("memory.max", &bytes))?;
-        lived += &run_in_cgroup(group, &IN_CGROUP).with_context(|| format!("{kib} KiB"))?;
+        lived += &run_in_cgroup(group, &[]).with_context(|| format!("{kib} KiB"))?;
     }
     ensure!(lived.contains("true") && lived.contains("false"), "{lived}");
     Ok(())
@@ -478,25 +403,153 @@ fn little_cpu_time(group: &Cgroup) -> Result<()> {
     // The least that the kernel takes: a millisecond in each second.
     group.set(("cpu.cfs_period_us", "1000000"), ("cpu.max", "1000 1000000"))?;
     group.set(("cpu.cfs_quota_us", "1000"), ("cpu.max", "1000 1000000"))?;
-    let lived = run_in_cgroup(group, &IN_CGROUP)?;
+    let lived = run_in_cgroup(group, &[])?;
     ensure!(lived == "true true ", "{lived}");
     Ok(())
 }
 
 fn pids_limit_reached(group: &Cgroup) -> Result<()> {
     group.set(("pids.max", "100"), ("pids.max", "100"))?;
-    let lived = run_in_cgroup(group, &IN_FULL_CGROUP)?;
-    ensure!(lived == "true", "{lived}");
+    let lived = run_in_cgroup(group, &["full"])?;
+    ensure!(lived == "true true ", "{lived}");
     Ok(())
 }
 
-/// Lives as PID 1 of a namespace that no other process can be started in.
-fn in_full_cgroup(_: &[OsString]) -> Result<()> {
-    let prepare = || {
-        enter_cgroup()?;
-        while spawn_child().is_ok() {}
+// Processes.
+
+/// How to start a process.
+#[derive(Clone, Copy)]
+struct Spawn<'a> {
+    /// Whether the process is PID 1 of a new PID namespace.
+    is_init: bool,
+    /// Argument of `/pause`, if there is one.
+    argument: Option<&'a CStr>,
+    /// Runs in the process, as the user of the image, right before exec.
+    prepare: &'a dyn Fn() -> Result<()>,
+}
+
+impl Spawn<'_> {
+    /// Starts the process. [`PauseProcess::wait_with_stderr`] returns errors that follow.
+    fn spawn(self) -> Result<PauseProcess> {
+        let (stderr, writer) = io::pipe()?;
+        let flags = if self.is_init { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
+        let words: Vec<_> = [c"/pause"].into_iter().chain(self.argument).collect();
+        // The environment is empty, because its size matters where there is little stack.
+        let environment: [&CStr; 0] = [];
+        let pid = spawn_with(flags, Some(libc::SIGCHLD), || {
+            dup2_stderr(&writer)?;
+            become_user(USER)?;
+            (self.prepare)()?;
+            match execve(words[0], &words, &environment).context("cannot start /pause")? {}
+        })?;
+        Ok(PauseProcess { pid, stderr, status: None })
+    }
+
+    /// Starts a process that ptrace(2) has stopped before its first instruction, or that ended
+    /// before.
+    fn spawn_traced(self) -> Result<PauseProcess> {
+        let (barrier_reader, mut barrier_writer) = io::pipe()?;
+        let prepare = || {
+            (&barrier_reader).read_exact(&mut [0])?;
+            (self.prepare)()
+        };
+        let mut process = Spawn { prepare: &prepare, ..self }.spawn()?;
+        let options = Options::PTRACE_O_TRACEEXEC
+            | Options::PTRACE_O_TRACESYSGOOD
+            | Options::PTRACE_O_EXITKILL;
+        ptrace::seize(process.pid, options).context("cannot trace")?;
+        barrier_writer.write_all(&[0])?;
+        loop {
+            match process.wait()? {
+                WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => return Ok(process),
+                // With a tracer PID 1 would survive what exec kills it with.
+                WaitStatus::Stopped(_, signal) => ptrace::detach(process.pid, signal)?,
+                _ if process.has_ended() => return Ok(process),
+                status => bail!("unexpected {status:?}"),
+            }
+        }
+    }
+}
+
+/// A process that becomes `/pause`. Dropping it kills it.
+struct PauseProcess {
+    /// PID in the namespace of the helper.
+    pid: Pid,
+    /// Last status from waitpid(2), or nothing if the process is running or asleep.
+    status: Option<WaitStatus>,
+    stderr: PipeReader,
+}
+
+impl PauseProcess {
+    /// Whether the process has ended.
+    fn has_ended(&self) -> bool {
+        matches!(self.status, Some(WaitStatus::Exited(..) | WaitStatus::Signaled(..)))
+    }
+
+    /// Sends a signal to the process, unless it is known to have ended.
+    fn signal(&self, signal: Signal) -> Result<()> {
+        // Its PID may belong to another process by now.
+        if self.has_ended() { Ok(()) } else { Ok(kill(self.pid, signal)?) }
+    }
+
+    /// Waits until the process sleeps or has ended.
+    fn wait_settled(&mut self) -> Result<()> {
+        wait_until("the process sleeps or has ended", || self.has_changed() || is_asleep(self.pid))
+    }
+
+    /// Executes one instruction of a process that is stopped for its tracer; returns false if it
+    /// sleeps now.
+    fn step(&mut self) -> Result<bool> {
+        ptrace::step(self.pid, None)?;
+        self.wait_settled()?;
+        match self.status {
+            None => Ok(false),
+            Some(WaitStatus::Stopped(_, Signal::SIGTRAP)) => Ok(true),
+            status => bail!("unexpected {status:?}"),
+        }
+    }
+
+    /// Waits until the process has ended or is stopped for its tracer.
+    fn wait(&mut self) -> Result<WaitStatus> {
+        wait_until("the process has ended or is stopped", || self.has_changed())?;
+        self.status.context("no status")
+    }
+
+    /// Ends the process by SIGTERM: it has to exit with 0, with nothing on stderr but `stderr`.
+    fn stops(self, stderr: &str) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        let end = self.wait_with_stderr()?;
+        ensure!(end == (Ok(0), stderr.to_owned()), "{end:?}");
         Ok(())
-    };
-    print!("{}", lives(true, &prepare)?);
-    Ok(())
+    }
+
+    /// Waits until the process has ended and returns how, and its stderr.
+    fn wait_with_stderr(mut self) -> Result<(End, String)> {
+        let end = match self.wait()? {
+            WaitStatus::Exited(_, code) => Ok(code),
+            WaitStatus::Signaled(_, signal, _) => Err(signal),
+            status => bail!("unexpected {status:?}"),
+        };
+        let mut stderr = String::new();
+        self.stderr.read_to_string(&mut stderr)?;
+        Ok((end, stderr))
+    }
+
+    /// Whether waitpid(2) has a new status, or will never have one.
+    fn has_changed(&mut self) -> bool {
+        if !self.has_ended() {
+            let status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
+            self.status = status.ok().filter(|status| *status != WaitStatus::StillAlive);
+        }
+        self.status.is_some()
+    }
+}
+
+impl Drop for PauseProcess {
+    fn drop(&mut self) {
+        if !self.has_ended() {
+            let _ = kill(self.pid, Signal::SIGKILL);
+            let _ = waitpid(self.pid, None);
+        }
+    }
 }

@@ -5,7 +5,7 @@ use harness::build::{self, Flavor};
 use harness::helper;
 use harness::orphans;
 use harness::proc::{activity, children, resident, wait_until};
-use harness::sandbox::{Sandbox, Setup};
+use harness::sandbox::{STOPPED, Sandbox, Setup};
 use indicatif::HumanCount;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, geteuid};
@@ -42,8 +42,7 @@ const GREETING: &str = "Hello from container A";
 pub fn run(args: &Args) -> Result<()> {
     let binary = build::build(Flavor::Freestanding)?;
     let bytes = fs::metadata(&binary)?.len();
-    let pod = Setup::new(&binary).start()?;
-    pod.wait_until_asleep()?;
+    let pod = Setup::new(&binary).asleep()?;
     let (bytes, memory) = (HumanCount(bytes), resident(pod.pid)?);
     println!("sandbox      /pause ({bytes} bytes) is PID 1 and sleeps, {memory} KiB resident");
     let namespaces = namespaces(&pod)?;
@@ -70,18 +69,16 @@ pub fn run(args: &Args) -> Result<()> {
 
     kill_container(container)?;
     let start = Instant::now();
-    pod.signal(Signal::SIGTERM)?;
-    let (status, stderr) = pod.wait()?;
-    let took = start.elapsed();
-    ensure!(status.code() == Some(0), "PID 1 ended with {status}");
-    let (message, took) = (stderr.trim_end(), took.as_micros());
-    println!("sandbox      SIGTERM: message {message:?}, exit code 0 after {took} µs");
+    pod.stops(Signal::SIGTERM, STOPPED)?;
+    let took = start.elapsed().as_micros();
+    println!("sandbox      SIGTERM: message \"pause: SIGTERM\", exit code 0 after {took} µs");
     Ok(())
 }
 
 /// The kernel's names of the namespaces that make the pod.
 fn namespaces(pod: &Sandbox) -> Result<Vec<String>> {
-    ["pid", "net", "ipc", "uts"].iter().map(|name| pod.namespace(name)).collect()
+    let link = |name| fs::read_link(format!("/proc/{}/ns/{name}", pod.pid));
+    ["pid", "net", "ipc", "uts"].iter().map(|name| Ok(link(name)?.display().to_string())).collect()
 }
 
 /// Makes orphans in the pod. None of them may remain, and PID 1 may not wake up for them.

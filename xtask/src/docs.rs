@@ -33,7 +33,7 @@ pub fn run() -> Result<()> {
 fn attacks() -> Result<String> {
     let [user, _, _, root, ..] = &ATTACKERS;
     let rows = ATTACKS.iter().map(|attack| {
-        let [user, root] = [user, root].map(|attacker| (attacker.outcome)(attack).to_string());
+        let [user, root] = [user, root].map(|attacker| (attacker.outcome)(attack).to_owned());
         [attack.attempt.to_owned(), user, root, format!("`{}`", attack.name)]
     });
     Ok(markdown::table(["attempt on PID 1", "by its user", "by root", "test"], rows))
@@ -48,11 +48,11 @@ fn platforms() -> Result<String> {
             "x86_64" => "on a real kernel and with container engines".to_owned(),
             _ => "under qemu's emulation of system calls".to_owned(),
         };
-        for (index, kernel) in target.kernels.iter().enumerate() {
+        for (index, (kernel, page)) in target.kernels.iter().enumerate() {
             tested += if index == 0 { "; booted on " } else { ", " };
-            tested += kernel.name;
-            if kernel.page != 4 {
-                tested += &format!(" (pages of {} KiB)", kernel.page);
+            tested += kernel;
+            if *page != 4 {
+                tested += &format!(" (pages of {page} KiB)");
             }
         }
         rows.push([target.platform.to_owned(), HumanCount(bytes).to_string(), tested]);

@@ -1,16 +1,16 @@
 //! `cargo xtask stress`: stress-tests PID 1 with orphans, fork bombs and signals.
 
-use anyhow::{Context, Result, ensure};
-use harness::build::{self, Flavor};
+use anyhow::{Result, ensure};
+use harness::build::Flavor;
 use harness::helper;
-use harness::helper::{Helper, spawn};
+use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon, number};
 use harness::proc::{activity, children, is_asleep, resident, wait_until};
-use harness::sandbox::{Setup, USER, become_user, ensure_inside};
+use harness::sandbox::{self, Setup, USER, become_user, ensure_inside};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 use nix::errno::Errno;
 use nix::libc;
-use nix::sched::{CloneFlags, clone};
+use nix::sched::CloneFlags;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill, raise};
@@ -50,8 +50,7 @@ helper!(STOPPED = stopped);
 /// Runs the workloads in rounds and checks PID 1 after each: there is no zombie, it was not woken, and
 /// its memory has not grown. At the end SIGTERM has to stop it.
 pub fn run(args: &Args) -> Result<()> {
-    let pod = Setup::new(&build::build(Flavor::Freestanding)?).start()?;
-    pod.wait_until_asleep()?;
+    let pod = Setup::of(Flavor::Freestanding)?.asleep()?;
     let before = (activity(pod.pid)?, resident(pod.pid)?);
 
     let style = "{msg:12} {wide_bar} {human_pos}/{human_len} orphans, {elapsed}";
@@ -63,7 +62,7 @@ pub fn run(args: &Args) -> Result<()> {
             bar.set_message(*workload);
             pod.run(helper, &[&number.to_string()])?;
             match *workload {
-                "signals" => flood(*number, |signal| pod.signal_by_number(signal))?,
+                "signals" => flood(*number, pod.pid)?,
                 // Their number depends on how fast they are.
                 "fork-bomb" => {}
                 _ => orphans += number,
@@ -82,9 +81,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     bar.finish_and_clear();
 
-    pod.signal(Signal::SIGTERM)?;
-    let (status, stderr) = pod.wait()?;
-    ensure!(status.code() == Some(0) && stderr == "pause: SIGTERM\n", "{status}, {stderr:?}");
+    pod.stops(Signal::SIGTERM, sandbox::STOPPED)?;
     println!(
         "passed: {} orphans in {}: no zombie, no wake-up, no growth ({} KiB), exit code 0 on SIGTERM",
         HumanCount(orphans),
@@ -95,12 +92,13 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Sends signals to a process that is PID 1, in turn all that neither end nor stop it.
-fn flood(number: u64, send: impl Fn(i32) -> Result<()>) -> Result<()> {
+fn flood(number: u64, pid: Pid) -> Result<()> {
     let harmless = |signal: &i32| {
         ![libc::SIGTERM, libc::SIGINT, libc::SIGKILL, libc::SIGSTOP].contains(signal)
     };
     for signal in (1..=64).filter(harmless).cycle().take(usize::try_from(number)?) {
-        send(signal)?;
+        // SAFETY: numbers only; nix has no realtime signals.
+        Errno::result(unsafe { libc::kill(pid.as_raw(), signal) })?;
     }
     Ok(())
 }
@@ -108,10 +106,7 @@ fn flood(number: u64, send: impl Fn(i32) -> Result<()>) -> Result<()> {
 /// Sends the signals from inside of the PID namespace.
 fn signals(arguments: &[OsString]) -> Result<()> {
     ensure_inside()?;
-    flood(number(arguments)? as u64, |signal| {
-        // SAFETY: numbers only; nix has no realtime signals.
-        Ok(Errno::result(unsafe { libc::kill(1, signal) }).map(drop)?)
-    })
+    flood(number(arguments)? as u64, Pid::from_raw(1))
 }
 
 /// Sleeps until a signal ends it.
@@ -182,11 +177,7 @@ fn cloned(arguments: &[OsString]) -> Result<()> {
     for index in 0..number(arguments)? {
         let (flags, signal) = ways[index % ways.len()];
         let parent = spawn(|| {
-            let mut stack = vec![0; 64 * 1024];
-            let child = Box::new(|| sleep_on().map_or(1, |()| 0));
-            // SAFETY: this process has one thread and only sleeps from now on; the child has more
-            // stack than it needs, and does nothing but sleep.
-            unsafe { clone(child, &mut stack, flags, signal) }.context("cannot clone")?;
+            spawn_with(flags, signal, sleep_on)?;
             sleep_on()
         })?;
         wait_until("there is a child", || !children(parent).is_empty())?;

@@ -1,36 +1,34 @@
 //! What a hostile container tries on PID 1 of a pod whose PID namespace it shares, and what happens:
 //! the one table of attacks. `tests/attacks.rs` tries each row, and `docs/security.md` shows them.
 
-use crate::helper::spawn;
-use crate::proc::{state, wait_until};
-use Outcome::{Denied, Done, Dropped, Ends, Ignored, Misses};
+use crate::helper::{spawn, spawn_with};
+use crate::proc::{LIMITS, set_limit, state, wait_until};
 use anyhow::{Result, ensure};
 use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
-use nix::libc::{self, c_int, c_long};
+use nix::libc::{self, c_int};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, clone, unshare};
+use nix::mqueue::{MQ_OFlag, MqAttr, mq_open, mq_send, mq_unlink};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::ptrace::{self, Options};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigEvent, SigSet, SigevNotify, Signal};
+use nix::sys::stat::Mode;
+use nix::sys::timer::Timer;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, getpgid, getppid, getuid, setpgid, setsid};
+use nix::time::ClockId;
+use nix::unistd::{Pid, alarm, getpgid, getppid, getuid, setpgid, setsid, tcsetpgrp};
 use rustix::process::{self, PidfdFlags, PidfdGetfdFlags};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use std::fs::{self, File};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::{MaybeUninit, zeroed};
+use std::mem::zeroed;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::exit;
-use std::ptr::{null, null_mut};
 use std::thread;
-
-/// What an attempt has learned or changed, if it is not worth a word: empty.
-type Effect = io::Result<String>;
-
-const DONE: String = String::new();
 
 /// A row of the table.
 pub struct Attack {
@@ -38,8 +36,8 @@ pub struct Attack {
     pub name: &'static str,
     /// What is tried, in Markdown.
     pub attempt: &'static str,
-    /// Tries it on a process.
-    pub run: fn(Pid) -> Effect,
+    /// Tries it on a process, and prints what it has learned or changed, if that is worth a word.
+    pub run: fn(Pid) -> io::Result<()>,
     /// Whether only a process itself is allowed to do this, so that the control has to be that one.
     pub on_itself: bool,
     user: Outcome,
@@ -47,35 +45,20 @@ pub struct Attack {
     nested: Outcome,
 }
 
-/// What happens after an attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The kernel refuses it.
-    Denied,
-    /// The kernel accepts it and does nothing: PID 1 is not woken.
-    Dropped,
-    /// PID 1 is woken, and sleeps on.
-    Ignored,
-    /// The kernel sends a signal, but not to PID 1.
-    Misses,
-    /// It is done, with this effect.
-    Done(&'static str),
-    /// It ends the pod.
-    Ends,
-}
+/// What happens after an attempt, in Markdown: one of these constants, or what the attempt prints if it
+/// is done.
+pub type Outcome = &'static str;
 
-impl std::fmt::Display for Outcome {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str(match self {
-            Denied => "refused",
-            Dropped => "nothing",
-            Ignored => "ignored",
-            Misses => "never reaches it",
-            Done(effect) => effect,
-            Ends => "**ends the pod**, exit code 0",
-        })
-    }
-}
+/// The kernel refuses it.
+pub const DENIED: Outcome = "refused";
+/// The kernel accepts it and does nothing: PID 1 is not woken.
+pub const DROPPED: Outcome = "nothing";
+/// PID 1 is woken, and sleeps on.
+pub const IGNORED: Outcome = "ignored";
+/// The kernel sends a signal, but not to PID 1.
+pub const MISSES: Outcome = "never reaches it";
+/// It ends the pod.
+pub const ENDS: Outcome = "**ends the pod**, exit code 0";
 
 /// Who attacks: PID 1 runs as `pod_user`, and the attacker has become what `become_attacker` makes it.
 pub struct Attacker {
@@ -108,60 +91,60 @@ const fn attacker(
     Attacker { name, pod_user, become_attacker, outcome }
 }
 
-const ZERO_LIMITS: Outcome = Done("the limits are 0; PID 1 needs none of them");
-const FIRST_KILLED: Outcome = Done("it is 1000: **PID 1 is killed first where memory runs out**");
-const STANDARD_STREAMS: Outcome = Done("sees that 0, 1 and 2 are open");
+const ZERO_LIMITS: Outcome = "the limits are 0; PID 1 needs none of them";
+const FIRST_KILLED: Outcome = "it is 1000: **PID 1 is killed first where memory runs out**";
+const STANDARD_STREAMS: Outcome = "sees that 0, 1 and 2 are open";
 
 /// Every attack.
 pub const ATTACKS: &[Attack] = &[
-    attack("ptrace_attach", "`ptrace`, attach", ptrace_attach, Denied, Denied),
-    attack("ptrace_seize", "`ptrace`, seize", ptrace_seize, Denied, Denied),
-    attack("vm_read", "`process_vm_readv`", vm_read, Denied, Denied),
-    attack("vm_write", "`process_vm_writev`", vm_write, Denied, Denied),
-    attack("mem", "open `/proc/1/mem` for writing", |pid| write_to(pid, "mem"), Denied, Denied),
-    attack("environ", "read `/proc/1/environ`", |pid| read(pid, "environ"), Denied, Denied),
-    attack("maps", "read `/proc/1/maps`", |pid| read(pid, "maps"), Denied, Denied),
-    attack("fd_list", "list `/proc/1/fd`", list_descriptors, Denied, STANDARD_STREAMS),
-    attack("fd", "open `/proc/1/fd/*`", |pid| open_any(pid, "fd"), Denied, Denied),
-    attack("pidfd_getfd", "`pidfd_getfd`", pidfd_getfd, Denied, Denied),
-    attack("kcmp", "`kcmp`", kcmp, Denied, Denied),
-    attack("root", "enter `/proc/1/root`", |pid| list(pid, "root/"), Denied, Denied),
-    attack("cwd", "enter `/proc/1/cwd`", |pid| list(pid, "cwd/"), Denied, Denied),
-    attack("exe", "open `/proc/1/exe`, to write or to read", exe, Denied, Denied),
-    attack("ns", "open `/proc/1/ns/*`", |pid| open_any(pid, "ns"), Denied, Denied),
-    attack("prlimit", "`prlimit`: every limit but CPU time to 0", prlimit, ZERO_LIMITS, Denied),
-    attack("oom_score_adj", "`/proc/1/oom_score_adj` to 1000", oom_adjust, Denied, FIRST_KILLED),
-    attack("sigkill", "SIGKILL", |pid| send(pid, libc::SIGKILL), Dropped, Dropped),
-    attack("sigstop", "SIGSTOP", |pid| send(pid, libc::SIGSTOP), Dropped, Dropped),
-    attack("others", "each signal but SIGTERM, SIGINT", |pid| others(pid, send), Dropped, Dropped),
-    attack("others_queued", "the same, forged", |pid| others(pid, queue), Dropped, Dropped),
-    attack("sigterm", "SIGTERM by `kill`", |pid| send(pid, libc::SIGTERM), Ignored, Ignored),
-    attack("sigint", "SIGINT by `kill`", |pid| send(pid, libc::SIGINT), Ignored, Ignored),
-    attack("kill_all", "`kill` of all processes", kill_all, Dropped, Dropped),
-    attack("kill_group", "`kill` of its process group", kill_group, Dropped, Dropped),
-    attack("tgkill", "`tgkill`", tgkill, Ignored, Ignored),
-    attack("pidfd", "`pidfd_send_signal`", pidfd, Ignored, Ignored),
-    attack("pidfd_siginfo", "the same with a forged siginfo", pidfd_siginfo, Ignored, Ignored),
-    attack("pidfd_of_parent", "the same on a parent's pidfd", pidfd_of_parent, Ignored, Ignored)
-        .by_nested(Denied),
-    attack("forged", "`rt_sigqueueinfo`, each negative code", forged, Ignored, Ignored),
-    attack("forged_others", "the same with any other code", forged_others, Denied, Denied)
+    attack("ptrace_attach", "`ptrace`, attach", |pid| Ok(ptrace::attach(pid)?), DENIED, DENIED),
+    attack("ptrace_seize", "`ptrace`, seize", ptrace_seize, DENIED, DENIED),
+    attack("vm_read", "`process_vm_readv`", vm_read, DENIED, DENIED),
+    attack("vm_write", "`process_vm_writev`", vm_write, DENIED, DENIED),
+    attack("mem", "open `/proc/1/mem` for writing", |pid| write_to(pid, "mem"), DENIED, DENIED),
+    attack("environ", "read `/proc/1/environ`", |pid| read(pid, "environ"), DENIED, DENIED),
+    attack("maps", "read `/proc/1/maps`", |pid| read(pid, "maps"), DENIED, DENIED),
+    attack("fd_list", "list `/proc/1/fd`", list_descriptors, DENIED, STANDARD_STREAMS),
+    attack("fd", "open `/proc/1/fd/*`", |pid| open_any(pid, "fd"), DENIED, DENIED),
+    attack("pidfd_getfd", "`pidfd_getfd`", pidfd_getfd, DENIED, DENIED),
+    attack("kcmp", "`kcmp`", kcmp, DENIED, DENIED),
+    attack("root", "enter `/proc/1/root`", |pid| names(pid, "root/").map(drop), DENIED, DENIED),
+    attack("cwd", "enter `/proc/1/cwd`", |pid| names(pid, "cwd/").map(drop), DENIED, DENIED),
+    attack("exe", "open `/proc/1/exe`, to write or to read", exe, DENIED, DENIED),
+    attack("ns", "open `/proc/1/ns/*`", |pid| open_any(pid, "ns"), DENIED, DENIED),
+    attack("prlimit", "`prlimit`: every limit but CPU time to 0", prlimit, ZERO_LIMITS, DENIED),
+    attack("oom_score_adj", "`/proc/1/oom_score_adj` to 1000", oom_adjust, DENIED, FIRST_KILLED),
+    attack("sigkill", "SIGKILL", |pid| send(pid, libc::SIGKILL), DROPPED, DROPPED),
+    attack("sigstop", "SIGSTOP", |pid| send(pid, libc::SIGSTOP), DROPPED, DROPPED),
+    attack("others", "each signal but SIGTERM, SIGINT", |pid| others(pid, send), DROPPED, DROPPED),
+    attack("others_queued", "the same, forged", |pid| others(pid, queue), DROPPED, DROPPED),
+    attack("sigterm", "SIGTERM by `kill`", |pid| send(pid, libc::SIGTERM), IGNORED, IGNORED),
+    attack("sigint", "SIGINT by `kill`", |pid| send(pid, libc::SIGINT), IGNORED, IGNORED),
+    attack("kill_all", "`kill` of all processes", kill_all, DROPPED, DROPPED),
+    attack("kill_group", "`kill` of its process group", kill_group, DROPPED, DROPPED),
+    attack("tgkill", "`tgkill`", tgkill, IGNORED, IGNORED),
+    attack("pidfd", "`pidfd_send_signal`", pidfd, IGNORED, IGNORED),
+    attack("pidfd_siginfo", "the same with a forged siginfo", pidfd_siginfo, IGNORED, IGNORED),
+    attack("pidfd_of_parent", "the same on a parent's pidfd", pidfd_of_parent, IGNORED, IGNORED)
+        .by_nested(DENIED),
+    attack("forged", "`rt_sigqueueinfo`, each negative code", forged, IGNORED, IGNORED),
+    attack("forged_others", "the same with any other code", forged_others, DENIED, DENIED)
         .on_itself(),
-    attack("lost_siginfo", "the same, RLIMIT_SIGPENDING being 0", lost_siginfo, Ends, Denied),
-    attack("sigio", "`F_SETOWN`, `F_SETSIG` and input", sigio, Ignored, Ignored),
-    attack("lease", "`F_SETLEASE`, broken", lease, Ignored, Ignored),
-    attack("dnotify", "`F_NOTIFY`", dnotify, Ignored, Ignored),
-    attack("exit_signal", "`clone` with SIGTERM as exit signal", exit_signal, Misses, Misses),
-    attack("timer", "`timer_create`", timer, Denied, Denied).on_itself(),
-    attack("pdeathsig", "`PR_SET_PDEATHSIG`", pdeathsig, Misses, Misses),
-    attack("mq_notify", "`mq_notify`", mq_notify, Misses, Misses),
-    attack("terminal", "Ctrl-C and hang-up of a terminal", terminal, Misses, Misses),
+    attack("lost_siginfo", "the same, RLIMIT_SIGPENDING being 0", lost_siginfo, ENDS, DENIED),
+    attack("sigio", "`F_SETOWN`, `F_SETSIG` and input", sigio, IGNORED, IGNORED),
+    attack("lease", "`F_SETLEASE`, broken", lease, IGNORED, IGNORED),
+    attack("dnotify", "`F_NOTIFY`", dnotify, IGNORED, IGNORED),
+    attack("exit_signal", "`clone` with SIGTERM as exit signal", exit_signal, MISSES, MISSES),
+    attack("timer", "`timer_create`", timer, DENIED, DENIED).on_itself(),
+    attack("pdeathsig", "`PR_SET_PDEATHSIG`", pdeathsig, MISSES, MISSES),
+    attack("mq_notify", "`mq_notify`", mq_notify, MISSES, MISSES),
+    attack("terminal", "Ctrl-C and hang-up of a terminal", terminal, MISSES, MISSES),
 ];
 
 const fn attack(
     name: &'static str,
     attempt: &'static str,
-    run: fn(Pid) -> Effect,
+    run: fn(Pid) -> io::Result<()>,
     user: Outcome,
     root: Outcome,
 ) -> Attack {
@@ -179,7 +162,7 @@ impl Attack {
 
     /// User 0 is the pod's user and root at the same time.
     fn outcome_for_user_0(&self) -> Outcome {
-        if self.user == Denied { self.root } else { self.user }
+        if self.user == DENIED { self.root } else { self.user }
     }
 }
 
@@ -230,14 +213,9 @@ pub fn nest_children() -> Result<()> {
     wait_until("the nested init sleeps", || state(init) == Some('S'))
 }
 
-/// Makes this process an unprotected one, like any that has not changed its user.
-pub fn unprotect() -> Result<()> {
-    Ok(set_dumpable(true)?)
-}
-
 /// Never returns. A process that does this is a control: like PID 1, but unprotected.
 pub fn park() -> Result<()> {
-    unprotect()?;
+    set_dumpable(true)?;
     // It would keep the attacker's stdout open.
     set_pdeathsig(Signal::SIGKILL)?;
     setpgid(Pid::from_raw(0), Pid::from_raw(0))?;
@@ -263,12 +241,8 @@ pub fn prepare() -> Result<()> {
 
 // Memory and files.
 
-fn ptrace_attach(pid: Pid) -> Effect {
-    Ok(ptrace::attach(pid).map(|()| DONE)?)
-}
-
-fn ptrace_seize(pid: Pid) -> Effect {
-    Ok(ptrace::seize(pid, Options::empty()).map(|()| DONE)?)
+fn ptrace_seize(pid: Pid) -> io::Result<()> {
+    Ok(ptrace::seize(pid, Options::empty())?)
 }
 
 /// A variable that a process forked from this one has at the same address.
@@ -278,25 +252,25 @@ fn remote() -> RemoteIoVec {
     RemoteIoVec { base: &raw const TARGET as usize, len: 1 }
 }
 
-fn vm_read(pid: Pid) -> Effect {
+fn vm_read(pid: Pid) -> io::Result<()> {
     process_vm_readv(pid, &mut [IoSliceMut::new(&mut [0])], &[remote()])?;
-    Ok(DONE)
+    Ok(())
 }
 
-fn vm_write(pid: Pid) -> Effect {
+fn vm_write(pid: Pid) -> io::Result<()> {
     // EFAULT means that the attacker has access, but the variable is read-only.
     match process_vm_writev(pid, &[IoSlice::new(&[0])], &[remote()]) {
-        Ok(_) | Err(Errno::EFAULT) => Ok(DONE),
+        Ok(_) | Err(Errno::EFAULT) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }
 
-fn write_to(pid: Pid, file: &str) -> Effect {
-    File::options().write(true).open(format!("/proc/{pid}/{file}")).map(|_| DONE)
+fn write_to(pid: Pid, file: &str) -> io::Result<()> {
+    File::options().write(true).open(format!("/proc/{pid}/{file}")).map(drop)
 }
 
-fn read(pid: Pid, file: &str) -> Effect {
-    fs::read(format!("/proc/{pid}/{file}")).map(|_| DONE)
+fn read(pid: Pid, file: &str) -> io::Result<()> {
+    fs::read(format!("/proc/{pid}/{file}")).map(drop)
 }
 
 /// Lists a folder of the process, and returns the sorted names.
@@ -308,92 +282,74 @@ fn names(pid: Pid, folder: &str) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-fn list(pid: Pid, folder: &str) -> Effect {
-    names(pid, folder).map(|_| DONE)
-}
-
-fn list_descriptors(pid: Pid) -> Effect {
+fn list_descriptors(pid: Pid) -> io::Result<()> {
     let names = names(pid, "fd")?;
     let (last, others) = names.split_last().ok_or(io::ErrorKind::NotFound)?;
-    Ok(format!("sees that {} and {last} are open", others.join(", ")))
+    print!("sees that {} and {last} are open", others.join(", "));
+    Ok(())
 }
 
 /// Opens each link in a folder of the process; refused if that is so for all of them.
-fn open_any(pid: Pid, folder: &str) -> Effect {
+fn open_any(pid: Pid, folder: &str) -> io::Result<()> {
     // PID 1 may not let itself be listed, but has the same namespaces, and at least these descriptors.
     let mut result = Err(io::ErrorKind::NotFound.into());
     for name in names(Pid::this(), folder)? {
         match File::open(format!("/proc/{pid}/{folder}/{name}")) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => result = result.or(Err(error)),
-            Ok(_) => result = Ok(DONE),
+            Ok(_) => result = Ok(()),
         }
     }
     result
 }
 
-fn exe(pid: Pid) -> Effect {
+fn exe(pid: Pid) -> io::Result<()> {
     write_to(pid, "exe").or_else(|_| read(pid, "exe"))
 }
 
-/// Converts a result of libc.
-fn check(result: impl Into<c_long>) -> io::Result<c_long> {
-    let result = result.into();
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
 fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
-    let pid = rustix::process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
+    let pid = process::Pid::from_raw(pid.as_raw()).ok_or(io::ErrorKind::NotFound)?;
     Ok(process::pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-fn pidfd_getfd(pid: Pid) -> Effect {
+fn pidfd_getfd(pid: Pid) -> io::Result<()> {
     process::pidfd_getfd(pidfd_open(pid)?, 0, PidfdGetfdFlags::empty())?;
-    Ok(DONE)
+    Ok(())
 }
 
-fn kcmp(pid: Pid) -> Effect {
+fn kcmp(pid: Pid) -> io::Result<()> {
     const KCMP_VM: c_int = 1;
     let this = Pid::this().as_raw();
     // SAFETY: numbers only.
-    check(unsafe { libc::syscall(libc::SYS_kcmp, pid.as_raw(), this, KCMP_VM, 0, 0) }).map(|_| DONE)
+    Errno::result(unsafe { libc::syscall(libc::SYS_kcmp, pid.as_raw(), this, KCMP_VM, 0, 0) })?;
+    Ok(())
 }
 
-/// Sets and returns a limit of a process.
-fn limit(pid: Pid, resource: u32, new: Option<libc::rlimit>) -> io::Result<libc::rlimit> {
-    let new = new.as_ref().map_or(null(), |new| new as *const _);
-    let mut old = MaybeUninit::zeroed();
-    // SAFETY: the new limit is null or a limit, and the old one is written; all bytes zero is one.
-    unsafe {
-        check(libc::prlimit(pid.as_raw(), resource, new, old.as_mut_ptr()))?;
-        Ok(old.assume_init())
-    }
-}
-
-fn prlimit(pid: Pid) -> Effect {
-    let zero = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+fn prlimit(pid: Pid) -> io::Result<()> {
     // Without CPU time it is killed, if a tick of the kernel's clock meets it while it exits.
-    for resource in (0..16).filter(|&resource| resource != libc::RLIMIT_CPU) {
-        limit(pid, resource, Some(zero))?;
-        if limit(pid, resource, None)?.rlim_max != 0 {
+    for resource in LIMITS.filter(|&resource| resource != libc::RLIMIT_CPU) {
+        set_limit(pid, resource, 0)?;
+        if set_limit(pid, resource, 0)? != 0 {
             return Err(io::Error::other("the limit is not 0"));
         }
     }
-    Ok("the limits are 0; PID 1 needs none of them".to_owned())
+    print!("the limits are 0; PID 1 needs none of them");
+    Ok(())
 }
 
-fn oom_adjust(pid: Pid) -> Effect {
+fn oom_adjust(pid: Pid) -> io::Result<()> {
     let file = format!("/proc/{pid}/oom_score_adj");
     fs::write(&file, "1000")?;
     let now = fs::read_to_string(file)?;
-    Ok(format!("it is {}: **PID 1 is killed first where memory runs out**", now.trim_end()))
+    print!("it is {}: **PID 1 is killed first where memory runs out**", now.trim_end());
+    Ok(())
 }
 
 // Signals.
 
-fn send(pid: Pid, signal: c_int) -> Effect {
+fn send(pid: Pid, signal: c_int) -> io::Result<()> {
     // SAFETY: numbers only; nix has no realtime signals.
-    check(unsafe { libc::kill(pid.as_raw(), signal) }).map(|_| DONE)
+    Ok(Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)?)
 }
 
 fn siginfo(signal: c_int, code: c_int) -> libc::siginfo_t {
@@ -403,136 +359,124 @@ fn siginfo(signal: c_int, code: c_int) -> libc::siginfo_t {
     info
 }
 
-fn queue_code(pid: Pid, signal: c_int, code: c_int) -> Effect {
-    let info = siginfo(signal, code);
+fn queue_code(pid: Pid, signal: c_int, code: c_int) -> io::Result<()> {
+    let (call, info) = (libc::SYS_rt_sigqueueinfo, siginfo(signal, code));
     // SAFETY: the kernel reads a siginfo_t, and gets one.
-    check(unsafe {
-        libc::syscall(libc::SYS_rt_sigqueueinfo, pid.as_raw(), signal, &raw const info)
-    })?;
-    Ok(DONE)
+    Errno::result(unsafe { libc::syscall(call, pid.as_raw(), signal, &raw const info) })?;
+    Ok(())
 }
 
-fn queue(pid: Pid, signal: c_int) -> Effect {
+fn queue(pid: Pid, signal: c_int) -> io::Result<()> {
     queue_code(pid, signal, libc::SI_QUEUE)
 }
 
 /// Sends all signals but those that have a handler.
-fn others(pid: Pid, send: fn(Pid, c_int) -> Effect) -> Effect {
+fn others(pid: Pid, send: fn(Pid, c_int) -> io::Result<()>) -> io::Result<()> {
     let mut signals = (1..=64).filter(|signal| ![libc::SIGTERM, libc::SIGINT].contains(signal));
-    signals.try_for_each(|signal| send(pid, signal).map(drop))?;
-    Ok(DONE)
+    signals.try_for_each(|signal| send(pid, signal))
 }
 
-fn kill_all(_: Pid) -> Effect {
+fn kill_all(_: Pid) -> io::Result<()> {
     send(Pid::from_raw(-1), libc::SIGTERM)
 }
 
-fn kill_group(pid: Pid) -> Effect {
+fn kill_group(pid: Pid) -> io::Result<()> {
     // PID 1's group may have no number in this namespace. Then this is 0, and means the caller's.
     send(Pid::from_raw(-getpgid(Some(pid))?.as_raw()), libc::SIGTERM)
 }
 
-fn tgkill(pid: Pid) -> Effect {
+fn tgkill(pid: Pid) -> io::Result<()> {
     let pid = pid.as_raw();
     // SAFETY: numbers only.
-    check(unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, libc::SIGTERM) }).map(|_| DONE)
+    Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, libc::SIGTERM) })?;
+    Ok(())
 }
 
-fn pidfd_send(pidfd: &OwnedFd, info: Option<libc::siginfo_t>) -> Effect {
-    let info = info.as_ref().map_or(null(), |info| info as *const _);
-    let (call, pidfd) = (libc::SYS_pidfd_send_signal, pidfd.as_raw_fd());
-    // SAFETY: the siginfo_t is null or one.
-    check(unsafe { libc::syscall(call, pidfd, libc::SIGTERM, info, 0) }).map(|_| DONE)
+fn pidfd(pid: Pid) -> io::Result<()> {
+    Ok(process::pidfd_send_signal(pidfd_open(pid)?, process::Signal::TERM)?)
 }
 
-fn pidfd(pid: Pid) -> Effect {
-    pidfd_send(&pidfd_open(pid)?, None)
+fn pidfd_siginfo(pid: Pid) -> io::Result<()> {
+    let (call, pidfd) = (libc::SYS_pidfd_send_signal, pidfd_open(pid)?);
+    let (pidfd, info) = (pidfd.as_raw_fd(), siginfo(libc::SIGTERM, libc::SI_QUEUE));
+    // SAFETY: the kernel reads a siginfo_t, and gets one.
+    Errno::result(unsafe { libc::syscall(call, pidfd, libc::SIGTERM, &raw const info, 0) })?;
+    Ok(())
 }
 
-fn pidfd_siginfo(pid: Pid) -> Effect {
-    pidfd_send(&pidfd_open(pid)?, Some(siginfo(libc::SIGTERM, libc::SI_QUEUE)))
-}
-
-fn pidfd_of_parent(pid: Pid) -> Effect {
+fn pidfd_of_parent(pid: Pid) -> io::Result<()> {
     let pidfd = pidfd_open(pid)?;
-    in_child(|| pidfd_send(&pidfd, None))
+    in_child(|| Ok(process::pidfd_send_signal(&pidfd, process::Signal::TERM)?))
 }
 
-/// The codes of `siginfo_t` that any process may invent.
-fn negative_codes() -> impl Iterator<Item = c_int> {
-    (-128..0).chain([c_int::MIN]).filter(|&code| code != libc::SI_TKILL)
-}
-
-fn forged(pid: Pid) -> Effect {
-    negative_codes().try_for_each(|code| queue_code(pid, libc::SIGTERM, code).map(drop))?;
-    Ok(DONE)
+/// Tries every code of `siginfo_t` that any process may invent.
+fn forged(pid: Pid) -> io::Result<()> {
+    let mut codes = (-128..0).chain([c_int::MIN]).filter(|&code| code != libc::SI_TKILL);
+    codes.try_for_each(|code| queue_code(pid, libc::SIGTERM, code))
 }
 
 /// Succeeds if the kernel takes any of these codes.
-fn forged_others(pid: Pid) -> Effect {
+fn forged_others(pid: Pid) -> io::Result<()> {
     let mut codes = [libc::SI_USER, libc::SI_KERNEL, libc::SI_TKILL].into_iter().chain(1..10);
-    let last = Err(io::Error::from(Errno::EPERM));
-    codes.find_map(|code| queue_code(pid, libc::SIGTERM, code).ok()).map_or(last, Ok)
+    let is_taken = codes.any(|code| queue_code(pid, libc::SIGTERM, code).is_ok());
+    if is_taken { Ok(()) } else { Err(Errno::EPERM.into()) }
 }
 
 /// The kernel forgets who sent a signal where the limit of queued signals is reached.
-fn lost_siginfo(pid: Pid) -> Effect {
-    let old = limit(pid, libc::RLIMIT_SIGPENDING, None)?;
-    let zero = libc::rlimit { rlim_cur: 0, ..old };
-    limit(pid, libc::RLIMIT_SIGPENDING, Some(zero))?;
+fn lost_siginfo(pid: Pid) -> io::Result<()> {
+    set_limit(pid, libc::RLIMIT_SIGPENDING, 0)?;
     queue(pid, libc::SIGTERM)
+}
+
+/// fcntl(2) with a command that takes a number.
+fn control(fd: &impl AsRawFd, command: c_int, argument: c_int) -> io::Result<()> {
+    // SAFETY: numbers only.
+    Ok(Errno::result(unsafe { libc::fcntl(fd.as_raw_fd(), command, argument) }).map(drop)?)
 }
 
 /// Lets the kernel send SIGTERM to the process about events of a descriptor.
 fn own(fd: &impl AsRawFd, pid: Pid) -> io::Result<()> {
     const F_SETSIG: c_int = 10;
-    // SAFETY: numbers only.
-    unsafe {
-        check(libc::fcntl(fd.as_raw_fd(), libc::F_SETOWN, pid.as_raw()))?;
-        check(libc::fcntl(fd.as_raw_fd(), F_SETSIG, libc::SIGTERM))?;
-    }
-    Ok(())
+    control(fd, libc::F_SETOWN, pid.as_raw())?;
+    control(fd, F_SETSIG, libc::SIGTERM)
 }
 
-fn sigio(pid: Pid) -> Effect {
+fn sigio(pid: Pid) -> io::Result<()> {
     let (socket, mut other) = UnixStream::pair()?;
     own(&socket, pid)?;
-    // SAFETY: numbers only.
-    check(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_ASYNC) })?;
-    in_child(|| other.write_all(&[0]).map(|()| DONE))
+    control(&socket, libc::F_SETFL, libc::O_ASYNC)?;
+    in_child(|| other.write_all(&[0]))
 }
 
-fn lease(pid: Pid) -> Effect {
+fn lease(pid: Pid) -> io::Result<()> {
     let path = "/tmp/lease";
     let file = File::create(path)?;
     own(&file, pid)?;
-    // SAFETY: numbers only.
-    check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) })?;
+    control(&file, libc::F_SETLEASE, libc::F_WRLCK)?;
     let mut options = File::options();
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
     match options.read(true).open(path) {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(DONE),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
         other => Err(io::Error::other(format!("nothing broke the lease: {other:?}"))),
     }
 }
 
-fn dnotify(pid: Pid) -> Effect {
+fn dnotify(pid: Pid) -> io::Result<()> {
     const DN_ACCESS: c_int = 1;
     let folder = File::open("/")?;
     own(&folder, pid)?;
-    // SAFETY: numbers only.
-    check(unsafe { libc::fcntl(folder.as_raw_fd(), libc::F_NOTIFY, DN_ACCESS) })?;
-    fs::read("/pause").map(|_| DONE)
+    control(&folder, libc::F_NOTIFY, DN_ACCESS)?;
+    fs::read("/pause").map(drop)
 }
 
 // Signals that cannot be aimed at another process: these attempts check that there was one.
 
 /// Runs a part of an attempt in a child process.
-fn in_child(run: impl FnOnce() -> Effect) -> Effect {
+fn in_child(run: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     let child =
         spawn(|| exit(run().err().map_or(0, |error| error.raw_os_error().unwrap_or(libc::ENOSYS))));
     match waitpid(child.map_err(io::Error::other)?, None)? {
-        WaitStatus::Exited(_, 0) => Ok(DONE),
+        WaitStatus::Exited(_, 0) => Ok(()),
         WaitStatus::Exited(_, errno) => Err(io::Error::from_raw_os_error(errno)),
         status => Err(io::Error::other(format!("{status:?}"))),
     }
@@ -540,23 +484,20 @@ fn in_child(run: impl FnOnce() -> Effect) -> Effect {
 
 /// Takes a signal that is blocked, and waits for it if necessary.
 fn expect(signal: Signal) -> io::Result<()> {
-    let (set, timeout) = (SigSet::from(signal), libc::timespec { tv_sec: 10, tv_nsec: 0 });
-    // SAFETY: the set and the timeout are read, and the siginfo_t is not asked for.
-    check(unsafe { libc::sigtimedwait(set.as_ref(), null_mut(), &timeout) }).map(drop)
-}
-
-/// Starts a child that sends SIGTERM to its parent when it exits.
-fn clone_with_exit_signal(flags: CloneFlags, child: impl FnMut() -> isize) -> io::Result<()> {
-    let mut stack = vec![0; 256 * 1024];
-    // SAFETY: the child shares no memory, and has more stack than it needs.
-    unsafe { clone(Box::new(child), &mut stack, flags, Some(libc::SIGTERM)) }?;
+    // If it does not come, this process dies of another one.
+    alarm::set(10);
+    SigSet::from(signal).wait()?;
+    alarm::cancel();
     Ok(())
 }
 
-fn exit_signal(_: Pid) -> Effect {
+fn exit_signal(_: Pid) -> io::Result<()> {
     let (mut exited, writer) = io::pipe()?;
+    let spawn = |flags, child: &dyn Fn() -> Result<()>| {
+        spawn_with(flags, Some(libc::SIGTERM), child).map_err(io::Error::other)
+    };
     in_child(|| {
-        clone_with_exit_signal(CloneFlags::empty(), || 0)?;
+        spawn(CloneFlags::empty(), &|| Ok(()))?;
         expect(Signal::SIGTERM)?;
         // PID 1 adopts the next one, which makes another child of PID 1.
         let parent = Pid::this();
@@ -564,27 +505,22 @@ fn exit_signal(_: Pid) -> Effect {
             while getppid() == parent {
                 thread::yield_now();
             }
-            clone_with_exit_signal(CloneFlags::CLONE_PARENT, || 0).is_err().into()
+            Ok(spawn(CloneFlags::CLONE_PARENT, &|| Ok(())).map(drop)?)
         };
-        clone_with_exit_signal(CloneFlags::empty(), orphan).map(|()| DONE)
+        spawn(CloneFlags::empty(), &orphan).map(drop)
     })?;
     drop(writer);
-    exited.read_to_end(&mut Vec::new()).map(|_| DONE)
+    exited.read_to_end(&mut Vec::new()).map(drop)
 }
 
-fn timer(pid: Pid) -> Effect {
-    // SAFETY: all bytes zero is a sigevent, which the call reads; it writes the number of the timer.
-    unsafe {
-        let (mut event, mut timer): (libc::sigevent, c_int) = (zeroed(), 0);
-        event.sigev_notify = libc::SIGEV_THREAD_ID;
-        event.sigev_signo = libc::SIGTERM;
-        event.sigev_notify_thread_id = pid.as_raw();
-        let (create, clock) = (libc::SYS_timer_create, libc::CLOCK_MONOTONIC);
-        check(libc::syscall(create, clock, &raw mut event, &raw mut timer)).map(|_| DONE)
-    }
+fn timer(pid: Pid) -> io::Result<()> {
+    let thread_id = pid.as_raw();
+    let notify = SigevNotify::SigevThreadId { signal: Signal::SIGTERM, thread_id, si_value: 0 };
+    Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))?;
+    Ok(())
 }
 
-fn pdeathsig(_: Pid) -> Effect {
+fn pdeathsig(_: Pid) -> io::Result<()> {
     let ((mut received, writer), (mut is_ready, ready)) = (io::pipe()?, io::pipe()?);
     in_child(|| {
         let orphan = || {
@@ -594,47 +530,39 @@ fn pdeathsig(_: Pid) -> Effect {
             Ok((&writer).write_all(&[0])?)
         };
         spawn(orphan).map_err(io::Error::other)?;
-        is_ready.read_exact(&mut [0]).map(|()| DONE)
+        is_ready.read_exact(&mut [0])
     })?;
     drop(writer);
-    received.read_exact(&mut [0]).map(|()| DONE)
+    received.read_exact(&mut [0])
 }
 
-fn mq_notify(_: Pid) -> Effect {
-    // SAFETY: the names end in NUL, and all bytes zero is a sigevent.
-    unsafe {
-        let flags = libc::O_RDWR | libc::O_CREAT;
-        let queue = libc::mq_open(c"/pause".as_ptr(), flags, 0o600, null_mut::<libc::mq_attr>());
-        check(queue)?;
-        let mut event: libc::sigevent = zeroed();
-        event.sigev_notify = libc::SIGEV_SIGNAL;
-        event.sigev_signo = libc::SIGTERM;
-        check(libc::mq_notify(queue, &event))?;
-        check(libc::mq_send(queue, c"".as_ptr(), 0, 0))?;
-        check(libc::mq_unlink(c"/pause".as_ptr()))?;
-    }
-    expect(Signal::SIGTERM).map(|()| DONE)
+fn mq_notify(_: Pid) -> io::Result<()> {
+    let flags = MQ_OFlag::O_RDWR | MQ_OFlag::O_CREAT;
+    let attributes = MqAttr::new(0, 1, 1, 0);
+    let queue = mq_open("/pause", flags, Mode::S_IRUSR | Mode::S_IWUSR, Some(&attributes))?;
+    let notify = SigevNotify::SigevSignal { signal: Signal::SIGTERM, si_value: 0 };
+    // SAFETY: the call reads a sigevent, and gets one.
+    Errno::result(unsafe {
+        libc::mq_notify(queue.as_raw_fd(), &SigEvent::new(notify).sigevent())
+    })?;
+    mq_send(&queue, b"", 0)?;
+    mq_unlink("/pause")?;
+    expect(Signal::SIGTERM)
 }
 
-fn terminal(pid: Pid) -> Effect {
+fn terminal(pid: Pid) -> io::Result<()> {
     in_child(|| {
         setsid()?;
         let mut master = File::options().read(true).write(true).open("/pts/ptmx")?;
-        let (mut unlocked, mut number): (c_int, c_int) = (0, 0);
-        // SAFETY: both calls take the address of a number.
-        unsafe {
-            check(libc::ioctl(master.as_raw_fd(), libc::TIOCSPTLCK, &raw mut unlocked))?;
-            check(libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number))?;
-        }
-        let slave = File::options().read(true).write(true).open(format!("/pts/{number}"))?;
-        let group = getpgid(Some(pid))?.as_raw();
-        // SAFETY: numbers only.
-        if unsafe { libc::tcsetpgrp(slave.as_raw_fd(), group) } == 0 {
+        unlockpt(&master)?;
+        // This makes it the terminal of the new session.
+        let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR)?;
+        if tcsetpgrp(slave, getpgid(Some(pid))?).is_ok() {
             return Err(io::Error::other("the process is in the foreground of another terminal"));
         }
         master.write_all(b"\x03")?;
         expect(Signal::SIGINT)?;
         drop(master);
-        expect(Signal::SIGHUP).map(|()| DONE)
+        expect(Signal::SIGHUP)
     })
 }

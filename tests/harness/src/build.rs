@@ -41,14 +41,19 @@ pub fn build(flavor: Flavor) -> Result<PathBuf> {
     binary_of(command)
 }
 
-/// Builds the freestanding release binary for `target`, a triple of rustc's, and returns its path.
-///
-/// Needs neither a C compiler nor a C library for the target, only its `core`: see [`find_core`].
-pub fn build_for(target: &str) -> Result<PathBuf> {
-    let mut command = build_with(&find_core(target)?, &linker()?, target);
-    // Artifacts of another compiler do not mix with those of the usual one.
-    command.arg("--target-dir=target/foreign");
-    binary_of(command)
+impl Target {
+    /// Builds the freestanding release binary for this target and returns its path.
+    ///
+    /// Needs neither a C compiler nor a C library for the target, only its `core`: see [`find_core`].
+    pub fn build(&self) -> Result<PathBuf> {
+        if self.is_native() {
+            return build(Flavor::Freestanding);
+        }
+        let mut command = build_with(&find_core(self.triple)?, &linker()?, self.triple);
+        // Artifacts of another compiler do not mix with those of the usual one.
+        command.arg("--target-dir=target/foreign");
+        binary_of(command)
+    }
 }
 
 /// A command that builds for `target` with the given compiler and linker.

@@ -66,9 +66,8 @@ fn parent_with(controller: &str, top: &Path) -> Result<PathBuf> {
 fn remove_left_over(parent: &Path, controller: &str) -> Result<()> {
     for entry in fs::read_dir(parent)? {
         let name = entry?.file_name().into_string().unwrap_or_default();
-        let pid = name.strip_prefix("pause-").and_then(|it| it.strip_prefix(controller));
-        let Some(pid) = pid.and_then(|it| it.strip_prefix('-')) else { continue };
-        if !Path::new("/proc").join(pid).exists() {
+        let pid = name.strip_prefix(&format!("pause-{controller}-"));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             // The kernel refuses where a process is in it.
             let _ = fs::remove_dir(parent.join(&name));
         }

@@ -7,7 +7,9 @@
 
 use anyhow::{Context, Result};
 use linkme::distributed_slice;
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::libc;
+use nix::sched::{CloneFlags, clone};
+use nix::unistd::Pid;
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::process::{Command, exit};
@@ -78,15 +80,25 @@ impl Helper {
 
 /// Runs `child` in a new process, which exits when the function returns.
 pub fn spawn(child: impl FnOnce() -> Result<()>) -> Result<Pid> {
-    // SAFETY: a helper process has one thread, so no lock is held in the child.
-    match unsafe { fork() }.context("cannot fork")? {
-        ForkResult::Parent { child } => Ok(child),
-        ForkResult::Child => match child() {
-            Ok(()) => exit(0),
-            Err(error) => {
-                eprintln!("{error:#}");
-                exit(1)
-            }
-        },
-    }
+    spawn_with(CloneFlags::empty(), Some(libc::SIGCHLD), child)
+}
+
+/// The same with flags of clone(2), and with another signal to the parent at the end, or none.
+pub fn spawn_with(
+    flags: CloneFlags,
+    exit_signal: Option<i32>,
+    child: impl FnOnce() -> Result<()>,
+) -> Result<Pid> {
+    let mut child = Some(child);
+    let run = || match child.take().expect("it runs once")() {
+        Ok(()) => exit(0),
+        Err(error) => {
+            eprintln!("{error:#}");
+            exit(1)
+        }
+    };
+    let mut stack = vec![0; 256 * 1024];
+    // SAFETY: a helper process has one thread, so no lock is held in the child, which has more stack
+    // than it needs. If it shares the memory, its parent waits.
+    unsafe { clone(Box::new(run), &mut stack, flags, exit_signal) }.context("cannot clone")
 }

@@ -2,7 +2,6 @@
 //! sandboxes to run it in, and helper processes inside of them.
 
 pub mod attacks;
-pub mod budget;
 pub mod build;
 pub mod calls;
 pub mod cgroup;
@@ -10,7 +9,6 @@ pub mod helper;
 pub mod markdown;
 pub mod orphans;
 pub mod proc;
-pub mod process;
 mod root;
 pub mod sandbox;
 pub mod seccomp;

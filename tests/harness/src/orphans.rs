@@ -4,20 +4,18 @@
 
 use crate::helper;
 use crate::helper::spawn;
+use crate::proc::state;
 use anyhow::{Context, Result, bail, ensure};
-use nix::errno::Errno;
 use nix::libc;
 use nix::sys::wait::{Id, WaitPidFlag, waitid, waitpid};
-use nix::unistd::{Pid, getppid, pipe, read, write};
+use nix::unistd::{Pid, getppid};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, Read, Write};
 use std::thread;
 
 helper!(
     /// One orphan after the other: each exits as soon as it is adopted.
-    pub ORPHANS = orphans
+    pub ORPHANS = |arguments| one_by_one(arguments, || Ok(()))
 );
 helper!(
     /// Orphans that are alive all at once and exit together.
@@ -29,7 +27,7 @@ helper!(
 );
 helper!(
     /// Orphans with threads, whose first thread ends before the others do.
-    pub THREADED_ORPHANS = threaded_orphans
+    pub THREADED_ORPHANS = |arguments| one_by_one(arguments, end_first_thread)
 );
 
 /// Leaves behind an orphan that runs `orphan` as soon as PID 1 has adopted it.
@@ -54,53 +52,48 @@ pub fn number(arguments: &[OsString]) -> Result<usize> {
     number.to_str().and_then(|number| number.parse().ok()).context("not a number")
 }
 
-/// Waits until each holder of the other end of the pipe has reported that it was adopted.
-fn all_adopted(reports: OwnedFd, number: usize) -> Result<()> {
-    let mut reported = Vec::new();
-    File::from(reports).read_to_end(&mut reported)?;
-    ensure!(reported.len() == number, "{} of {number} orphans were adopted", reported.len());
-    ensure!(reported.iter().all(|&parent| parent == 1), "an orphan was not adopted by PID 1");
-    Ok(())
-}
-
-/// Reports the parent of this orphan, which should be PID 1.
-fn report(reports: &OwnedFd) -> Result<()> {
-    write(reports, &[getppid().as_raw() as u8])?;
-    Ok(())
-}
-
-fn orphans(arguments: &[OsString]) -> Result<()> {
-    let number = number(arguments)?;
-    for _ in 0..number {
-        let (reader, writer) = pipe()?;
-        abandon(|| report(&writer))?;
+/// Leaves orphans, and waits for the end of each before the next.
+fn one_by_one(arguments: &[OsString], orphan: fn() -> Result<()>) -> Result<()> {
+    for _ in 0..number(arguments)? {
+        // The last copy of the writing end is closed when the orphan ends.
+        let (mut end, writer) = io::pipe()?;
+        abandon(orphan)?;
         drop(writer);
-        all_adopted(reader, 1)?;
+        end.read_to_end(&mut Vec::new())?;
     }
     Ok(())
+}
+
+/// Ends the first thread of this process. The others end when that is a zombie.
+fn end_first_thread() -> Result<()> {
+    let first = Pid::this();
+    for _ in 0..3 {
+        thread::spawn(move || {
+            while state(first) != Some('Z') {
+                thread::yield_now();
+            }
+        });
+    }
+    // SAFETY: ends this thread alone; its memory is freed with the process.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    unreachable!("the first thread has ended");
 }
 
 fn simultaneous_orphans(arguments: &[OsString]) -> Result<()> {
-    let number = number(arguments)?;
-    let (reader, writer) = pipe()?;
-    let (barrier_reader, barrier_writer) = pipe()?;
-    for _ in 0..number {
+    let mut all = vec![0; number(arguments)?];
+    let (mut adopted, report) = io::pipe()?;
+    let (barrier, mut open) = io::pipe()?;
+    for _ in 0..all.len() {
         abandon(|| {
-            report(&writer)?;
-            // Reading ends when the last writer is closed, and this orphan inherited one.
-            // SAFETY: this process does not use its copy of the descriptor again.
-            unsafe { libc::close(barrier_writer.as_raw_fd()) };
-            read(&barrier_reader, &mut [0])?;
-            Ok(())
+            (&report).write_all(&[0])?;
+            Ok((&barrier).read_exact(&mut [0])?)
         })?;
     }
-    drop(writer);
-    let mut one = [0];
-    for _ in 0..number {
-        ensure!(read(&reader, &mut one)? == 1 && one == [1], "an orphan was not adopted by PID 1");
-    }
-    drop(barrier_writer);
-    all_adopted(reader, 0)
+    drop(report);
+    adopted.read_exact(&mut all).context("an orphan ended too early")?;
+    open.write_all(&all)?;
+    adopted.read_to_end(&mut Vec::new())?;
+    Ok(())
 }
 
 fn zombies(arguments: &[OsString]) -> Result<()> {
@@ -111,31 +104,7 @@ fn zombies(arguments: &[OsString]) -> Result<()> {
             waitid(Id::Pid(child), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)?;
             Ok(())
         })?;
-        ensure!(waitpid(parent, None) != Err(Errno::ECHILD), "the parent is gone");
-    }
-    Ok(())
-}
-
-fn threaded_orphans(arguments: &[OsString]) -> Result<()> {
-    for _ in 0..number(arguments)? {
-        let (reader, writer) = pipe()?;
-        abandon(|| {
-            let first = Pid::this();
-            for _ in 0..3 {
-                let writer = writer.try_clone()?;
-                thread::spawn(move || {
-                    while crate::proc::state(first) != Some('Z') {
-                        thread::yield_now();
-                    }
-                    report(&writer).expect("the helper reads the reports");
-                });
-            }
-            // SAFETY: ends this thread alone; its memory is freed with the process.
-            unsafe { libc::syscall(libc::SYS_exit, 0) };
-            unreachable!("the first thread has ended");
-        })?;
-        drop(writer);
-        all_adopted(reader, 3)?;
+        waitpid(parent, None)?;
     }
     Ok(())
 }

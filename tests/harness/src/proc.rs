@@ -1,33 +1,23 @@
 //! Reads the state of processes from /proc, and waits for states.
 
-use anyhow::{Context, Result, bail};
-use nix::sys::signal::Signal;
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::unistd::Pid;
 use procfs::process::{Process, Stat, all_processes};
 use procfs::{ProcError, ProcResult};
-use std::fs;
+use std::ops::Range;
 use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 /// Limit for [`wait_until`], to make a failure of a hang.
 pub const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Waits until `reached` returns true; otherwise the error names `state`.
-pub fn wait_until(state: &str, reached: impl FnMut() -> bool) -> Result<()> {
-    wait_until_within(TIMEOUT, state, reached)
-}
-
-/// The same with another limit.
-pub fn wait_until_within(
-    limit: Duration,
-    state: &str,
-    mut reached: impl FnMut() -> bool,
-) -> Result<()> {
+pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !reached() {
-        if start.elapsed() > limit {
-            bail!("not within {} s: {state}", limit.as_secs());
-        }
+        ensure!(start.elapsed() < TIMEOUT, "not within {} s: {state}", TIMEOUT.as_secs());
         // Some tests wait many thousand times, and mostly for less than a millisecond.
         match start.elapsed() < Duration::from_millis(1) {
             true => yield_now(),
@@ -61,41 +51,22 @@ pub fn state(pid: Pid) -> Option<char> {
 /// with capabilities over it), the name and the state have to do.
 pub fn is_asleep(pid: Pid) -> bool {
     let stat = stat(Process::new(pid.as_raw()));
+    let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
+    let number = call.split(' ').next().and_then(|number| number.parse().ok());
     stat.is_some_and(|stat| stat.comm == "pause" && stat.state == 'S')
-        && sleeping_call(pid).is_none_or(|number| SLEEPING_CALLS.contains(&number))
+        && number.is_none_or(|number| SLEEPING_CALLS.contains(&number))
 }
 
-/// The number of the system call that the process is in, where that may be known.
-pub fn sleeping_call(pid: Pid) -> Option<i64> {
-    let call = fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?;
-    call.split(' ').next()?.parse().ok()
-}
-
-/// The call that pause sleeps in on this machine, as [`crate::target::TARGETS`] has it by name.
-#[cfg(any(
-    target_arch = "x86_64",
-    target_arch = "arm",
-    target_arch = "powerpc64",
-    target_arch = "s390x"
-))]
-pub const SLEEPING_CALL: i64 = libc::SYS_pause;
-/// The call that pause sleeps in on this machine, as [`crate::target::TARGETS`] has it by name.
-#[cfg(not(any(
-    target_arch = "x86_64",
-    target_arch = "arm",
-    target_arch = "powerpc64",
-    target_arch = "s390x"
-)))]
-pub const SLEEPING_CALL: i64 = libc::SYS_ppoll;
+/// The call that pause sleeps in on this machine.
+pub const SLEEPING_CALL: i64 = cfg_select! {
+    any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64") => {
+        libc::SYS_ppoll
+    }
+    _ => libc::SYS_pause,
+};
 
 /// That call, and those that an emulator sleeps in for it.
 const SLEEPING_CALLS: [i64; 3] = [SLEEPING_CALL, libc::SYS_ppoll, libc::SYS_rt_sigsuspend];
-
-/// Whether the process has a handler for `signal`.
-pub fn catches(pid: Pid, signal: Signal) -> Result<bool> {
-    let caught = Process::new(pid.as_raw())?.status()?.sigcgt;
-    Ok(caught >> (signal as i32 - 1) & 1 == 1)
-}
 
 /// The children of a process, zombies among them.
 pub fn children(parent: Pid) -> Vec<Pid> {
@@ -114,18 +85,14 @@ pub struct Activity {
     pub voluntary_switches: u64,
     /// Times it was interrupted.
     pub involuntary_switches: u64,
-    /// Time on a CPU, in ticks of the clock.
-    pub cpu_ticks: u64,
 }
 
 /// What the process has cost the scheduler so far.
 pub fn activity(pid: Pid) -> Result<Activity> {
-    let process = Process::new(pid.as_raw())?;
-    let (status, stat) = (process.status()?, process.stat()?);
+    let status = Process::new(pid.as_raw())?.status()?;
     Ok(Activity {
         voluntary_switches: status.voluntary_ctxt_switches.unwrap_or(0),
         involuntary_switches: status.nonvoluntary_ctxt_switches.unwrap_or(0),
-        cpu_ticks: stat.utime + stat.stime,
     })
 }
 
@@ -141,8 +108,19 @@ pub fn anonymous(pid: Pid) -> Result<u64> {
 
 /// A line of /proc/PID/smaps_rollup, which counts page by page. (The quicker counters are rounded.)
 fn sum_of(pid: Pid, kind: &str) -> Result<u64> {
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    let sum = rollup.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'));
-    let sum = sum.with_context(|| format!("smaps_rollup has no {kind}"))?;
-    Ok(sum.trim_end_matches("kB").trim().parse()?)
+    let rollup = Process::new(pid.as_raw())?.smaps_rollup()?.memory_map_rollup;
+    let bytes = rollup.iter().find_map(|map| map.extension.map.get(kind));
+    Ok(bytes.with_context(|| format!("smaps_rollup has no {kind}"))? / 1024)
+}
+
+/// The numbers of all limits of setrlimit(2).
+pub const LIMITS: Range<u32> = 0..16;
+
+/// Sets a limit of a process, the soft and the hard one, and returns what the hard one was.
+pub fn set_limit(pid: Pid, resource: u32, value: u64) -> io::Result<u64> {
+    let new = libc::rlimit { rlim_cur: value, rlim_max: value };
+    let mut old = new;
+    // SAFETY: the call reads a limit and writes one.
+    Errno::result(unsafe { libc::prlimit(pid.as_raw(), resource, &new, &mut old) })?;
+    Ok(old.rlim_max)
 }

@@ -8,28 +8,25 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::unistd::{chdir, pivot_root};
 use std::env;
 use std::ffi::{CStr, CString};
-use std::fs::{self, File, Permissions};
-use std::io;
+use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 /// Path of the emulator, if there is one. The kernel takes a process's name from the file's.
 pub(crate) const EMULATOR: &CStr = c"/emulator/pause";
 
-/// Makes a root with `/pause` and `/proc` in it, moves there, and unmounts the machine's. Returns
-/// whether there is an emulator.
-pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Result<bool> {
+/// Makes a root with `/pause` and `/proc` in it, moves there, and unmounts the machine's.
+pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Result<()> {
     let nothing = None::<&str>;
-    let emulated = emulator != Path::new("");
     let mut programs = vec![("pause", program)];
-    if emulated {
+    if emulator != Path::new("") {
         programs.push(("emulator/pause", emulator));
     }
-    let open = |(name, path): (&'static str, &Path)| {
-        let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok((name, file))
+    let read = |(name, path): (&'static str, &Path)| {
+        let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok((name, bytes))
     };
-    let programs = programs.into_iter().map(open).collect::<Result<Vec<_>>>()?;
+    let programs = programs.into_iter().map(read).collect::<Result<Vec<_>>>()?;
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .context("cannot make the mounts private")?;
     let root = env::temp_dir();
@@ -37,8 +34,8 @@ pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Re
         .with_context(|| format!("cannot mount a tmpfs on {}", root.display()))?;
     chdir(&root)?;
     fs::create_dir("emulator")?;
-    for (name, mut program) in programs {
-        io::copy(&mut program, &mut File::create(name)?)?;
+    for (name, program) in programs {
+        fs::write(name, program)?;
         fs::set_permissions(name, Permissions::from_mode(0o755))?;
     }
     fs::create_dir("proc")?;
@@ -51,8 +48,7 @@ pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Re
     }
     pivot_root(".", ".").context("cannot change the root")?;
     umount2(".", MntFlags::MNT_DETACH).context("cannot unmount the machine's root")?;
-    chdir("/")?;
-    Ok(emulated)
+    Ok(chdir("/")?)
 }
 
 /// Makes the machine's shared libraries visible below the current folder, wherever it has them.

@@ -2,18 +2,18 @@
 //! alone in a new root file system. Needs no engine, and no root where the kernel lets ordinary users
 //! make user namespaces.
 
+use crate::build::{Flavor, build};
 use crate::helper;
-use crate::helper::{Helper, spawn};
-use crate::proc::{TIMEOUT, is_asleep, wait_until};
+use crate::helper::{Helper, spawn, spawn_with};
+use crate::proc::{TIMEOUT, is_asleep, state, wait_until};
 use crate::root::{EMULATOR, enter_root};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
-use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{
     Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execv, getegid, geteuid, setgid,
     setgroups, setuid,
@@ -22,190 +22,181 @@ use rustix::process::{PidfdFlags, pidfd_open};
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio, exit};
-use std::ptr;
-use std::sync::OnceLock;
+use std::process::{ChildStderr, Command, Output, Stdio, exit};
+use std::sync::{Arc, OnceLock};
+use std::thread;
 
 /// User and group of the image.
 pub const USER: u32 = 65535;
+
+/// What `/pause` prints when SIGTERM ends it.
+pub const STOPPED: &str = "pause: SIGTERM\n";
+
+/// What `/pause` prints if it is not PID 1.
+pub const WARNING: &str = "pause: warning: not PID 1\n";
+
+/// How a process has ended: its exit code, or the signal that killed it.
+pub type End = Result<i32, Signal>;
 
 helper!(LAUNCHER = launcher);
 helper!(JOINER = joiner);
 
 /// How to start a sandbox.
+#[derive(Clone, Default)]
 pub struct Setup {
-    program: PathBuf,
-    emulator: OsString,
-    arguments: Vec<OsString>,
-    preparation: &'static str,
-    user: u32,
-    libraries: bool,
-    stdout: Stdio,
-    stderr: Stdio,
+    /// The program that will be `/pause` inside.
+    pub program: PathBuf,
+    /// A static program that runs it, if there is one.
+    pub emulator: Option<PathBuf>,
+    /// Whether to show the machine's shared libraries inside, for a program that needs them.
+    pub libraries: bool,
+    /// Arguments of `/pause`.
+    pub arguments: Vec<OsString>,
+    /// Whether PID 1 is not `/pause` but a process that does nothing. What is said here of PID 1 then
+    /// holds for `/pause`.
+    pub not_pid_1: bool,
+    /// User and group of `/pause` in place of the image's, as with `runAsUser`. Only root can choose.
+    pub user: Option<u32>,
+    /// What PID 1 runs before it becomes `/pause`.
+    pub preparation: Option<&'static Helper>,
+    /// Stdout of `/pause`, which is /dev/null by default.
+    pub stdout: Option<Arc<OwnedFd>>,
+    /// Stderr of `/pause`, which [`Sandbox::wait`] returns by default.
+    pub stderr: Option<Arc<OwnedFd>>,
 }
 
 impl Setup {
-    /// The release binary `program`, which will be `/pause` inside.
+    /// A sandbox for `program`, with all defaults.
     pub fn new(program: &Path) -> Self {
-        Setup {
-            program: program.into(),
-            emulator: OsString::new(),
-            arguments: Vec::new(),
-            preparation: "",
-            user: USER,
-            libraries: false,
-            stdout: Stdio::null(),
-            stderr: Stdio::piped(),
-        }
+        Setup { program: program.into(), ..Setup::default() }
     }
 
-    /// Adds an argument for `/pause`.
-    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
-        self.arguments.push(argument.into());
-        self
+    /// A sandbox for the release binary of `flavor`, which is built.
+    pub fn of(flavor: Flavor) -> Result<Self> {
+        Ok(Setup { libraries: flavor == Flavor::Hosted, ..Setup::new(&build(flavor)?) })
     }
 
-    /// Runs `helper` as PID 1, without arguments, before PID 1 becomes `/pause`.
-    pub fn prepare(mut self, helper: &Helper) -> Self {
-        self.preparation = helper.name;
-        self
+    /// Starts the sandbox and waits until `/pause` sleeps in it.
+    pub fn asleep(self) -> Result<Sandbox> {
+        let sandbox = self.start()?;
+        sandbox.wait_until_asleep()?;
+        Ok(sandbox)
     }
 
-    /// Runs `/pause` as this user and group, as with `runAsUser`. Only root can do that.
-    pub fn user(mut self, user: u32) -> Self {
-        self.user = user;
-        self
-    }
-
-    /// Shows the machine's shared libraries in the sandbox, for a program that needs them.
-    pub fn with_libraries(mut self, wanted: bool) -> Self {
-        self.libraries = wanted;
-        self
-    }
-
-    /// Runs the program with `emulator`, a static program.
-    pub fn emulated_by(mut self, emulator: &Path) -> Self {
-        self.emulator = emulator.into();
-        self
-    }
-
-    /// Sets stdout, which is /dev/null by default.
-    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
-        self.stdout = stdout.into();
-        self
-    }
-
-    /// Sets stderr, which [`Sandbox::wait`] returns by default.
-    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
-        self.stderr = stderr.into();
-        self
-    }
-
-    /// Starts the sandbox. Its PID 1 is `/pause` when this returns, or about to become it.
+    /// Starts the sandbox. Its PID 1 is `/pause` when this returns.
     pub fn start(self) -> Result<Sandbox> {
-        let (near, far) = UnixStream::pair()?;
+        let (mut near, far) = UnixStream::pair()?;
         near.set_read_timeout(Some(TIMEOUT))?;
-        let launcher = LAUNCHER
+        let mut launcher = LAUNCHER
             .command()
-            .arg(if self.libraries { "libraries" } else { "scratch" })
-            .arg(self.preparation)
-            .arg(self.user.to_string())
-            .args([&self.emulator, self.program.as_os_str()])
+            .args([self.libraries, self.not_pid_1].map(|it| it.to_string()))
+            .arg(self.user.unwrap_or(USER).to_string())
+            .arg(self.preparation.map_or("", |helper| helper.name))
+            .args([self.emulator.unwrap_or_default(), self.program])
             .args(&self.arguments)
             .stdin(OwnedFd::from(far))
-            .stdout(self.stdout)
-            .stderr(self.stderr)
+            .stdout(self.stdout.map_or(Ok(Stdio::null()), |fd| fd.try_clone().map(Stdio::from))?)
+            .stderr(self.stderr.map_or(Ok(Stdio::piped()), |fd| fd.try_clone().map(Stdio::from))?)
             // Ctrl-C on a terminal is for whoever started the sandbox, and not for what is inside.
             .process_group(0)
             .spawn()
             .context("cannot start the sandbox's launcher")?;
-        let mut launcher = Launcher(launcher);
-        let stderr = launcher.0.stderr.take();
-        let mut reports = BufReader::new(near);
-        let pid = rustix::process::Pid::from_raw(report(&mut reports)?).context("no PID")?;
-        // The launcher reaps PID 1 only after the answer. Until then no other process has its number.
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).context("cannot open a pidfd")?;
-        reports.get_ref().write_all(b"\n")?;
-        let pid = Pid::from_raw(pid.as_raw_pid());
-        Ok(Sandbox { pid, pidfd, reports, stderr, launcher })
-    }
-}
-
-/// The parent of a sandbox's PID 1. Dropping it kills both: PID 1 asked the kernel for that.
-struct Launcher(Child);
-
-impl Drop for Launcher {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        // This ends when the launcher has ended, and PID 1 has become `/pause`.
+        let mut report = String::new();
+        let is_complete = near.read_to_string(&mut report);
+        launcher.kill()?;
+        launcher.wait()?;
+        let (pids, errors): (Vec<_>, Vec<_>) =
+            report.lines().partition(|line| line.parse::<i32>().is_ok());
+        let processes: Vec<_> = pids.iter().flat_map(|it| it.parse().map(Pid::from_raw)).collect();
+        let error = format!("cannot start a sandbox: {}", errors.join("; "));
+        let pid = *processes.last().with_context(|| error.clone())?;
+        let sandbox = Sandbox { pid, processes, stderr: launcher.stderr.take() };
+        is_complete.context("PID 1 did not start in time")?;
+        ensure!(errors.is_empty(), error);
+        Ok(sandbox)
     }
 }
 
 /// A running sandbox. Dropping it kills PID 1, and with it every process inside.
 pub struct Sandbox {
-    /// PID of its PID 1 in this PID namespace.
+    /// PID of its PID 1 in this PID namespace. No other process gets it: PID 1 is a child of this
+    /// process, which only [`Sandbox::wait`] and the end of this value wait for.
     pub pid: Pid,
-    pidfd: OwnedFd,
-    reports: BufReader<UnixStream>,
+    /// The children to kill and to wait for, the last one first.
+    processes: Vec<Pid>,
     stderr: Option<ChildStderr>,
-    #[expect(dead_code, reason = "it is there to be dropped")]
-    launcher: Launcher,
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        for &pid in self.processes.iter().rev() {
+            let _ = kill(pid, Signal::SIGKILL);
+            let _ = waitpid(pid, None);
+        }
+    }
 }
 
 impl Sandbox {
     /// Waits until `/pause` sleeps.
     pub fn wait_until_asleep(&self) -> Result<()> {
-        let mut has_ended = false;
-        wait_until("/pause sleeps", || {
-            has_ended = self.signal_by_number(0).is_err();
-            has_ended || is_asleep(self.pid)
-        })?;
-        ensure!(!has_ended, "/pause has ended");
+        let has_ended = || state(self.pid) == Some('Z');
+        wait_until("/pause sleeps", || has_ended() || is_asleep(self.pid))?;
+        ensure!(!has_ended(), "/pause has ended");
         Ok(())
     }
 
     /// Sends a signal to PID 1, from outside.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        self.signal_by_number(signal as i32)
+        Ok(kill(self.pid, signal)?)
     }
 
-    /// The same for every signal; nix has no names for realtime signals.
-    pub fn signal_by_number(&self, signal: i32) -> Result<()> {
-        // SAFETY: numbers, a descriptor that is open, and no pointer but null.
-        let result = unsafe {
-            let info = ptr::null::<libc::siginfo_t>();
-            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal, info, 0)
+    /// Waits until PID 1 has ended, and returns how, and its stderr.
+    pub fn wait(mut self) -> Result<(End, Vec<u8>)> {
+        let mut status = WaitStatus::StillAlive;
+        wait_until("PID 1 has ended", || {
+            status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG)).expect("PID 1 is a child");
+            status != WaitStatus::StillAlive
+        })?;
+        self.processes.pop();
+        let end = match status {
+            WaitStatus::Exited(_, code) => Ok(code),
+            WaitStatus::Signaled(_, signal, _) => Err(signal),
+            status => bail!("unexpected {status:?}"),
         };
-        Errno::result(result).with_context(|| format!("cannot send signal {signal} to PID 1"))?;
-        Ok(())
-    }
-
-    /// Waits until PID 1 has ended, and returns its exit status and its stderr.
-    pub fn wait(mut self) -> Result<(ExitStatus, String)> {
-        let status = ExitStatus::from_raw(report(&mut self.reports)?);
         let mut text = Vec::new();
         if let Some(mut stderr) = self.stderr.take() {
             stderr.read_to_end(&mut text)?;
         }
-        Ok((status, String::from_utf8_lossy(&text).into_owned()))
+        Ok((end, text))
+    }
+
+    /// Sends a signal to PID 1, which has to exit with 0, with nothing on stderr but `message`.
+    pub fn stops(self, signal: Signal, message: &str) -> Result<()> {
+        self.signal(signal)?;
+        self.ends(0, message)
+    }
+
+    /// Waits until PID 1 has ended: with this exit code, and nothing on stderr but `message`.
+    pub fn ends(self, code: i32, message: &str) -> Result<()> {
+        let (end, stderr) = self.wait()?;
+        let stderr = String::from_utf8_lossy(&stderr);
+        ensure!(end == Ok(code) && stderr == message, "{end:?}, stderr: {stderr:?}");
+        Ok(())
     }
 
     /// A command that runs `helper` inside, as a container of the pod: in all namespaces of the
     /// sandbox, with every capability over them. Add its arguments; its stdin is /dev/null.
     pub fn command(&self, helper: &Helper) -> Command {
         let mut command = JOINER.command();
-        let pidfd = self.pidfd.try_clone().expect("there are descriptors left");
-        command.arg(pidfd.as_raw_fd().to_string()).arg(helper.name);
-        let keep = move || Ok(fcntl(&pidfd, FcntlArg::F_SETFD(FdFlag::empty())).map(drop)?);
-        // SAFETY: after fork(2) it only makes a system call. The descriptor lives with the command.
-        unsafe { command.pre_exec(keep) };
+        command.arg(self.pid.to_string()).arg(helper.name);
         command
     }
 
@@ -216,82 +207,64 @@ impl Sandbox {
         ensure!(status.success(), "{} inside: {status}: {stderr}", helper.name);
         Ok(String::from_utf8_lossy(&stdout).into_owned())
     }
-
-    /// The inode number of one of PID 1's namespaces, by its link in /proc/PID/ns.
-    pub fn namespace(&self, name: &str) -> Result<String> {
-        let link = fs::read_link(format!("/proc/{}/ns/{name}", self.pid))?;
-        Ok(link.to_string_lossy().into_owned())
-    }
-}
-
-/// The next number from the launcher, or its error message.
-fn report(reports: &mut BufReader<UnixStream>) -> Result<i32> {
-    let mut line = String::new();
-    reports.read_line(&mut line).context("PID 1 did not start or end in time")?;
-    let line = line.trim_end();
-    line.parse().map_err(|_| match line {
-        "" => anyhow!("the sandbox's launcher died"),
-        message => anyhow!("{message}"),
-    })
 }
 
 /// Checks that sandboxes can be made here; otherwise the error says what to do.
 pub fn is_available() -> Result<()> {
-    let sandbox = Setup::new(Path::new("/proc/self/exe")).with_libraries(true).argument("--help");
-    sandbox.stderr(Stdio::null()).start().map(drop)
+    let this = Setup::new(Path::new("/proc/self/exe"));
+    Setup { libraries: true, arguments: vec!["--help".into()], ..this }.start().map(drop)
 }
 
-/// Makes the namespaces, starts PID 1 in them, and reports its PID and exit status.
+/// Starts a sandbox, and reports PIDs and errors in lines to its stdin.
 fn launcher(arguments: &[OsString]) -> Result<()> {
-    let [root, preparation, user, emulator, program, arguments @ ..] = arguments else {
-        bail!("takes the kind of root, preparation, user, emulator, program and its arguments");
-    };
-    let mut reports = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut reports = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     dup2_stdin(File::open("/dev/null")?)?;
-    let user = user.to_string_lossy().parse()?;
-    let prepared = (preparation.as_os_str(), user);
-    match launch(root == "libraries", prepared, emulator.as_ref(), program.as_ref(), arguments) {
-        Ok(pid) => {
-            writeln!(reports, "{pid}")?;
-            reports.read_exact(&mut [0])?;
-            let status = match waitpid(pid, None)? {
-                WaitStatus::Exited(_, code) => code << 8,
-                WaitStatus::Signaled(_, signal, _) => signal as i32,
-                status => bail!("unexpected {status:?}"),
-            };
-            writeln!(reports, "{status}")?;
-        }
-        Err(error) => writeln!(reports, "{error:#}")?,
+    if let Err(error) = launch(&reports, arguments) {
+        writeln!(reports, "{error:#}")?;
     }
     Ok(())
 }
 
-/// Starts PID 1 and waits until it has become `/pause`.
-fn launch(
-    libraries: bool,
-    prepared: (&OsStr, u32),
-    emulator: &Path,
-    program: &Path,
-    arguments: &[OsString],
-) -> Result<Pid> {
+/// Makes the namespaces and starts PID 1 in them.
+fn launch(reports: &File, arguments: &[OsString]) -> Result<()> {
+    let [libraries, not_pid_1, user, preparation, emulator, program, arguments @ ..] = arguments
+    else {
+        bail!("takes libraries, not_pid_1, user, preparation, emulator, program, its arguments");
+    };
+    let user = user.to_string_lossy().parse()?;
     enter_namespaces()?;
+    let start = |process: &dyn Fn() -> Result<()>| {
+        // A child of the process that started the launcher, which waits for it.
+        let pid = spawn_with(CloneFlags::CLONE_PARENT, None, process)?;
+        writeln!({ reports }, "{pid}").context("cannot report")
+    };
+    if not_pid_1 == "true" {
+        start(&idle)?;
+    }
+    start(&|| {
+        let Err(error) = enter_root(program.as_ref(), emulator.as_ref(), libraries == "true")
+            .and_then(|()| become_pause(user, preparation, !emulator.is_empty(), arguments));
+        Ok(writeln!({ reports }, "{error:#}")?)
+    })
+}
+
+/// Does nothing, as PID 1.
+fn idle() -> Result<()> {
     set_pdeathsig(Signal::SIGKILL)?;
-    // The writing end closes by itself when the new program starts: then there was no error.
-    let (mut error_reader, error_writer) = io::pipe()?;
-    let pid = spawn(|| {
-        let Err(error) = enter_root(program, emulator, libraries)
-            .and_then(|emulated| become_pause(prepared, emulated, arguments));
-        write!(&error_writer, "{error:#}")?;
-        Ok(())
-    })?;
-    drop(error_writer);
-    // PID 1 alone holds its stdout and stderr: they are closed when it closes them.
     dup2_stdout(io::stdin())?;
     dup2_stderr(io::stdin())?;
-    let mut text = String::new();
-    error_reader.read_to_string(&mut text)?;
-    ensure!(text.is_empty(), "cannot start a sandbox: {text}");
-    Ok(pid)
+    close_descriptors()?;
+    loop {
+        thread::park();
+    }
+}
+
+/// Closes all descriptors but the standard streams. Whoever started a sandbox waits until the last copy
+/// of one is closed.
+pub fn close_descriptors() -> Result<()> {
+    // SAFETY: this is for processes that do nothing more with what they inherited.
+    Errno::result(unsafe { libc::close_range(3, libc::c_uint::MAX, 0) })?;
+    Ok(())
 }
 
 /// The namespaces of a sandbox. Root needs no user namespace.
@@ -322,12 +295,16 @@ fn enter_namespaces() -> Result<()> {
 
 /// Becomes the user of the sandbox, runs the preparation, and becomes `/pause`.
 fn become_pause(
-    (preparation, user): (&OsStr, u32),
+    user: u32,
+    preparation: &OsStr,
     emulated: bool,
     arguments: &[OsString],
 ) -> Result<Infallible> {
     become_user(user)?;
-    // The sandbox ends with its launcher. (A change of user would undo this.)
+    // Rust programs ignore it, engines do not.
+    // SAFETY: no handler is installed.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl)? };
+    // The sandbox ends with whoever started it. (A change of user would undo this.)
     set_pdeathsig(Signal::SIGKILL)?;
     if !preparation.is_empty() {
         ensure!(helper::run(preparation, &[]) == 0, "the preparation failed");
@@ -367,15 +344,15 @@ fn pid_namespace() -> Result<u64> {
     Ok(fs::metadata("/proc/self/ns/pid").context("cannot see the PID namespace")?.ino())
 }
 
-/// Joins the namespaces of the process that a pidfd stands for, and runs a helper there.
+/// Joins the namespaces of a process, and runs a helper there.
 fn joiner(arguments: &[OsString]) -> Result<()> {
-    let [pidfd, helper, arguments @ ..] = arguments else {
-        bail!("takes a pidfd, a helper and its arguments");
+    let [pid, helper, arguments @ ..] = arguments else {
+        bail!("takes a PID, a helper and its arguments");
     };
-    let pidfd = pidfd.to_str().and_then(|it| it.parse().ok()).context("not a descriptor")?;
+    let pid = pid.to_string_lossy().parse()?;
     STARTED_FROM.set(pid_namespace()?).expect("this runs once");
-    // SAFETY: the command passed it on for this purpose, and nothing else here knows of it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pid = rustix::process::Pid::from_raw(pid).context("no PID")?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
     setns(pidfd, namespaces()).context("cannot join the sandbox; its PID 1 may have ended")?;
     // Only a child is in the PID namespace that was joined.
     let child = spawn(|| {

@@ -1,6 +1,5 @@
 //! The targets that the freestanding flavor is for, and what each is called by whom.
 
-use crate::build::{self, Flavor};
 use anyhow::{Context, Result};
 use std::env;
 use std::path::PathBuf;
@@ -16,31 +15,19 @@ pub struct Target {
     pub platform: &'static str,
     /// Architecture in the names of qemu's programs.
     pub qemu: &'static str,
-    /// The system call that pause sleeps in.
-    pub sleeps_in: &'static str,
-    /// Debian's kernels that it is booted on.
-    pub kernels: &'static [Kernel],
+    /// Debian's kernels that it is booted on: release and name, and the size of its pages in KiB. The
+    /// package is `linux-image-` and the name.
+    pub kernels: &'static [(&'static str, u32)],
 }
 
-/// A kernel of Debian's.
-#[derive(Debug)]
-pub struct Kernel {
-    /// Release and name in Debian: the package is `linux-image-` and the name.
-    pub name: &'static str,
-    /// Size of its pages in KiB.
-    pub page: u32,
-}
-
-const X86_64: &[Kernel] = &[
-    kernel("bullseye/cloud-amd64", 4),
-    kernel("bookworm/cloud-amd64", 4),
-    kernel("trixie/cloud-amd64", 4),
-    kernel("forky/cloud-amd64", 4),
-];
-const AARCH64: &[Kernel] = &[kernel("bookworm/cloud-arm64", 4), kernel("trixie/arm64-16k", 16)];
-
-const fn kernel(name: &'static str, page: u32) -> Kernel {
-    Kernel { name, page }
+/// How large the image for a target may be, in bytes: round numbers with room.
+pub struct Budget {
+    /// For the program.
+    pub binary: u64,
+    /// For the compressed layer that holds it.
+    pub layer: u64,
+    /// For each platform in an archive.
+    pub archive: u64,
 }
 
 /// Every target.
@@ -50,31 +37,32 @@ pub const TARGETS: &[Target] = &[
         arch: "x86_64",
         platform: "linux/amd64",
         qemu: "x86_64",
-        sleeps_in: "pause",
-        kernels: X86_64,
+        kernels: &[
+            ("bullseye/cloud-amd64", 4),
+            ("bookworm/cloud-amd64", 4),
+            ("trixie/cloud-amd64", 4),
+            ("forky/cloud-amd64", 4),
+        ],
     },
     Target {
         triple: "aarch64-unknown-linux-gnu",
         arch: "aarch64",
         platform: "linux/arm64/v8",
         qemu: "aarch64",
-        sleeps_in: "ppoll",
-        kernels: AARCH64,
+        kernels: &[("bookworm/cloud-arm64", 4), ("trixie/arm64-16k", 16)],
     },
     Target {
         triple: "armv7-unknown-linux-gnueabihf",
         arch: "arm",
         platform: "linux/arm/v7",
         qemu: "arm",
-        sleeps_in: "pause",
-        kernels: &[kernel("bookworm/armmp", 4)],
+        kernels: &[("bookworm/armmp", 4)],
     },
     Target {
         triple: "loongarch64-unknown-linux-gnu",
         arch: "loongarch64",
         platform: "linux/loong64",
         qemu: "loongarch64",
-        sleeps_in: "ppoll",
         kernels: &[],
     },
     Target {
@@ -82,15 +70,13 @@ pub const TARGETS: &[Target] = &[
         arch: "powerpc64",
         platform: "linux/ppc64le",
         qemu: "ppc64le",
-        sleeps_in: "pause",
-        kernels: &[kernel("bookworm/powerpc64le", 64)],
+        kernels: &[("bookworm/powerpc64le", 64)],
     },
     Target {
         triple: "riscv64gc-unknown-linux-gnu",
         arch: "riscv64",
         platform: "linux/riscv64",
         qemu: "riscv64",
-        sleeps_in: "ppoll",
         kernels: &[],
     },
     Target {
@@ -98,8 +84,7 @@ pub const TARGETS: &[Target] = &[
         arch: "s390x",
         platform: "linux/s390x",
         qemu: "s390x",
-        sleeps_in: "pause",
-        kernels: &[kernel("bookworm/s390x", 4)],
+        kernels: &[("bookworm/s390x", 4)],
     },
 ];
 
@@ -109,12 +94,11 @@ impl Target {
         self.arch == env::consts::ARCH
     }
 
-    /// Builds the freestanding release binary for this target and returns its path.
-    pub fn build(&self) -> Result<PathBuf> {
-        if self.is_native() {
-            build::build(Flavor::Freestanding)
-        } else {
-            build::build_for(self.triple)
+    /// How large the image for it may be. No other place repeats these numbers.
+    pub fn budget(&self) -> Budget {
+        match self.arch {
+            "x86_64" => Budget { binary: 1_536, layer: 1_024, archive: 16_384 },
+            _ => Budget { binary: 2_560, layer: 1_536, archive: 16_384 },
         }
     }
 

@@ -1,8 +1,9 @@
 //! Collects the trials of a test program and runs them: each passes, fails, or is ignored because of
 //! the machine.
 
-use anyhow::Result;
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use crate::helper;
+use anyhow::{Result, anyhow};
+use libtest_mimic::{Arguments, Completion, Trial};
 use std::env;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -12,15 +13,14 @@ use std::sync::atomic::Ordering::Relaxed;
 pub type Test = (&'static str, fn() -> Result<()>);
 
 /// The trials of a test program.
-pub struct Trials {
-    arguments: Arguments,
-    trials: Vec<Trial>,
-}
+#[derive(Default)]
+pub struct Trials(Vec<Trial>);
 
 impl Trials {
-    /// Reads the command line. Call [`crate::helper::dispatch`] before.
+    /// Makes an empty list; in a helper process, runs the helper instead. Call it first in `main`.
     pub fn new() -> Self {
-        Self { arguments: Arguments::from_args(), trials: Vec::new() }
+        helper::dispatch();
+        Self::default()
     }
 
     /// Adds a trial. `obstacle` is the reason why this machine cannot run it, if there is one.
@@ -30,12 +30,19 @@ impl Trials {
         obstacle: Option<String>,
         run: impl FnOnce() -> Result<()> + Send + 'static,
     ) {
-        let run = move || match obstacle {
-            _ if is_enough() => Ok(Completion::ignored_with("another trial failed")),
-            Some(reason) => skip(reason),
-            None => outcome(run()),
+        let run = move || {
+            let result = match obstacle {
+                _ if HAS_FAILED.load(Relaxed) && is_set("PAUSE_FAIL_FAST") => {
+                    return Ok(Completion::ignored_with("another trial failed"));
+                }
+                Some(reason) if !no_skip() => return Ok(Completion::ignored_with(reason)),
+                Some(reason) => Err(anyhow!(reason)),
+                None => run(),
+            };
+            HAS_FAILED.fetch_or(result.is_err(), Relaxed);
+            result.map(|()| Completion::Completed).map_err(|error| format!("{error:#}").into())
         };
-        self.trials.push(Trial::ignorable_test(name, run));
+        self.0.push(Trial::ignorable_test(name, run));
     }
 
     /// Adds a list that [`tests!`](crate::tests!) made, with one obstacle for all.
@@ -47,15 +54,12 @@ impl Trials {
 
     /// Runs the trials that the command line selects.
     pub fn run(self) -> ExitCode {
-        libtest_mimic::run(&self.arguments, self.trials).exit_code()
+        libtest_mimic::run(&Arguments::from_args(), self.0).exit_code()
     }
 }
 
-impl Default for Trials {
-    fn default() -> Self {
-        Self::new()
-    }
-}
+/// Whether a trial has failed. With `PAUSE_FAIL_FAST=1` the remaining ones are not needed then.
+static HAS_FAILED: AtomicBool = AtomicBool::new(false);
 
 /// The error of a check, in a line, as the obstacle of the trials that depend on it.
 pub fn obstacle<T>(result: Result<T>) -> Option<String> {
@@ -64,26 +68,11 @@ pub fn obstacle<T>(result: Result<T>) -> Option<String> {
 
 /// Whether nothing may be skipped: with `PAUSE_NO_SKIP=1`, as in CI.
 pub fn no_skip() -> bool {
-    env::var_os("PAUSE_NO_SKIP").is_some_and(|value| value == "1")
+    is_set("PAUSE_NO_SKIP")
 }
 
-/// Whether a trial has failed.
-static HAS_FAILED: AtomicBool = AtomicBool::new(false);
-
-/// Whether the remaining trials are not needed: with `PAUSE_FAIL_FAST=1`, after a failure.
-fn is_enough() -> bool {
-    HAS_FAILED.load(Relaxed) && env::var_os("PAUSE_FAIL_FAST").is_some_and(|value| value == "1")
-}
-
-/// Ignores a trial with the reason, or fails it where nothing may be skipped.
-pub fn skip(reason: String) -> Result<Completion, Failed> {
-    if no_skip() { Err(Failed::from(reason)) } else { Ok(Completion::ignored_with(reason)) }
-}
-
-/// Passes a trial, or fails it with the error and its causes.
-pub fn outcome(result: Result<()>) -> Result<Completion, Failed> {
-    HAS_FAILED.fetch_or(result.is_err(), Relaxed);
-    result.map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
+fn is_set(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| value == "1")
 }
 
 /// A list of functions with their names: `tests![one, two]`.

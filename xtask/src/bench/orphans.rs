@@ -13,7 +13,6 @@ use harness::sandbox::Setup;
 use nix::unistd::Pid;
 use procfs::process::Process;
 use std::ffi::OsString;
-use std::process::Stdio;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -41,10 +40,8 @@ fn measure(
     figures: [&str; 3],
     scale: f64,
 ) -> Result<()> {
-    let mut setup = Setup::new(&peer.program).with_libraries(true).stderr(Stdio::null());
-    for argument in peer.arguments() {
-        setup = setup.argument(argument);
-    }
+    let arguments = peer.arguments().map(Into::into).collect();
+    let setup = Setup { libraries: true, arguments, ..Setup::new(&peer.program) };
     let sandbox = setup.start()?;
     wait_until(&format!("{} sleeps in a sandbox", peer.name), || {
         let family = [children(sandbox.pid), vec![sandbox.pid]].concat();
