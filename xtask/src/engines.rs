@@ -41,11 +41,7 @@ pub struct Args {
     filter: Vec<String>,
 }
 
-/// Builds the image and tries it on the engines.
-///
-/// # Errors
-///
-/// When something cannot be built, or a scenario fails.
+/// Builds the image and tries it on the engines. Fails if a scenario does.
 pub fn run(args: &Args) -> Result<()> {
     const REPORT: &str = "/report.md";
     let release = args.release.name();
@@ -130,11 +126,7 @@ pub fn program(debian: &mut Debian) -> Result<Vec<String>> {
     let sources = debian.changed("/project");
     fs::create_dir_all(&sources)?;
     build::copy_sources(&sources)?;
-    let home = |name| env::var_os(name).map_or_else(|| PathBuf::from("/"), PathBuf::from);
-    let cargo =
-        env::var_os("CARGO_HOME").map_or_else(|| home("HOME").join(".cargo"), PathBuf::from);
-    debian.show.push((build::sysroot()?, "/rust"));
-    debian.show.push((cargo.join("registry"), "/registry"));
+    debian.show_rust()?;
     Ok(command)
 }
 

@@ -5,9 +5,9 @@ use crate::image::{Blob, Image, Recipe, head, write};
 use anyhow::{Context, Result, bail, ensure};
 use harness::build;
 use serde_json::Value;
+use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
 
 /// The command line of `cargo xtask verify`.
 #[derive(clap::Args)]
@@ -50,15 +50,10 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Does the same in a Debian system, with this machine's Rust.
 fn verify_on(release: Release, archive: &Path) -> Result<()> {
-    let default = || env::home_dir().unwrap_or_default().join(".cargo");
-    let cargo = env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
     let name = format!("rust-{}", release.name());
     let mut debian = Debian::make(&name, release, &["gcc", "iproute2", "libc6-dev"])?;
-    debian.show = vec![
-        (build::sysroot()?, "/rust"),
-        (cargo.join("registry"), "/registry"),
-        (build::project().to_owned(), "/sources"),
-    ];
+    debian.show_rust()?;
+    debian.show.push((build::project().to_owned(), "/sources"));
     debian.add(archive, "/pause.tar")?;
     let status = debian.run(&["sh", "-ec", include_str!("verify.sh")])?;
     ensure!(status.success(), "not verified on {}: {status}", release.name());

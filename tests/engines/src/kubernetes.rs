@@ -79,18 +79,17 @@ impl<R: Engine> Column for Kubernetes<R> {
         }
         let before = host::surroundings()?;
         match scenario {
-            Scenario::Load => return self.load(context).await,
+            Scenario::Load => self.load(context).await?,
             Scenario::Stop => stop(context).await?,
             Scenario::Inside => inside(context).await?,
             Scenario::HostPid => host_pid(context).await?,
             Scenario::Pod => pod(context).await?,
             Scenario::Tutorial => tutorial(context).await?,
             Scenario::Replace => replace(context).await?,
-            // The kubelet is another process then.
-            Scenario::Restart => return restart(context).await,
+            Scenario::Restart => restart(context).await?,
             Scenario::Killed => killed(context).await?,
             Scenario::Settings => settings(context).await?,
-            Scenario::Garbage => return self.garbage(context).await,
+            Scenario::Garbage => self.garbage(context).await?,
             Scenario::Placeholder => placeholder(context).await?,
             Scenario::PrePull => pre_pull(context).await?,
             Scenario::Many => many(context).await?,
@@ -98,6 +97,11 @@ impl<R: Engine> Column for Kubernetes<R> {
             Scenario::Hardened => return Err(Lacks("it is part of `placeholder`").into()),
             Scenario::Remapped => return Err(Lacks("1.20 has no user namespaces").into()),
             _ => return Err(Lacks("it does not depend on the kubelet").into()),
+        }
+        self.remove_all().await?;
+        if [Scenario::Restart, Scenario::Garbage].contains(&scenario) {
+            // The kubelet is another process now.
+            return Ok(());
         }
         is_as_before(&before, async || host::surroundings()).await
     }
@@ -144,8 +148,7 @@ impl<R: Engine> Kubernetes<R> {
 
         self.load(context).await?;
         kubelet(image, &[]).await?;
-        shared_pid(context).await?;
-        delete(&["pod", SHARED_PID]).await
+        shared_pid(context).await.map(drop)
     }
 }
 
@@ -170,8 +173,7 @@ async fn stop(context: &Context) -> Result<()> {
 async fn inside(context: &Context) -> Result<()> {
     let before = shared_pid(context).await?;
     shell(SHARED_PID, "kill -TERM 1 && kill -INT 1").await?;
-    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
-    delete(&["pod", SHARED_PID]).await
+    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)
 }
 
 async fn host_pid(context: &Context) -> Result<()> {
@@ -179,8 +181,7 @@ async fn host_pid(context: &Context) -> Result<()> {
     ready("host").await?;
     let pause = Process::new(sandbox("host", context, USER).await?.pid)?;
     let namespaces = |process: &Process| host::namespaces(process, &["pid", "net"]);
-    same("the namespaces", namespaces(&pause)?, namespaces(&Process::myself()?)?)?;
-    delete(&["pod", "host"]).await
+    same("the namespaces", namespaces(&pause)?, namespaces(&Process::myself()?)?)
 }
 
 async fn pod(context: &Context) -> Result<()> {
@@ -189,8 +190,7 @@ async fn pod(context: &Context) -> Result<()> {
     let pid = Pid::from_raw(sandbox.pid);
     let before = activity(pid)?;
     reaps(&in_shared_pid).await?;
-    same("what pause cost the scheduler", activity(pid)?, before)?;
-    delete(&["pod", SHARED_PID]).await
+    same("what pause cost the scheduler", activity(pid)?, before)
 }
 
 async fn tutorial(context: &Context) -> Result<()> {
@@ -205,8 +205,7 @@ async fn tutorial(context: &Context) -> Result<()> {
     let url = format!("http://{}/", sandbox(name, context, USER).await?.address);
     let fetch = ["wget", "-q", "-O", "-", &url];
     let page = async || Ok(success(Command::new("busybox").args(fetch)).await.ok());
-    same("what nginx serves", until("nginx answers", page).await?, HELLO.to_owned())?;
-    delete(&["pod", name]).await
+    same("what nginx serves", until("nginx answers", page).await?, HELLO.to_owned())
 }
 
 async fn replace(context: &Context) -> Result<()> {
@@ -219,8 +218,7 @@ async fn replace(context: &Context) -> Result<()> {
     kubectl(&["set", "image", "pod", SHARED_PID, &format!("shell={NGINX}")]).await?;
     restarted(SHARED_PID, "shell").await?;
     shell(SHARED_PID, "which nginx").await?;
-    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
-    delete(&["pod", SHARED_PID]).await
+    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)
 }
 
 async fn restart(context: &Context) -> Result<()> {
@@ -231,8 +229,7 @@ async fn restart(context: &Context) -> Result<()> {
     restarted(SHARED_PID, "nginx").await?;
     same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
     let restarts = container(SHARED_PID, "shell", ".restartCount").await?;
-    same("the restarts of the other container", restarts, "0".to_owned())?;
-    delete(&["pod", SHARED_PID]).await
+    same("the restarts of the other container", restarts, "0".to_owned())
 }
 
 async fn killed(context: &Context) -> Result<()> {
@@ -243,8 +240,7 @@ async fn killed(context: &Context) -> Result<()> {
     restarted(SHARED_PID, "shell").await?;
     let after = sandbox(SHARED_PID, context, USER).await?;
     ensure!(after.id != before.id, "the kubelet takes the dead sandbox for a living one");
-    is_init(&in_shared_pid, USER).await?;
-    delete(&["pod", SHARED_PID]).await
+    is_init(&in_shared_pid, USER).await
 }
 
 async fn settings(context: &Context) -> Result<()> {
@@ -255,8 +251,7 @@ async fn settings(context: &Context) -> Result<()> {
     same("the memory that the pod may use", limit, 64 << 20)?;
     // From the same user.
     shell("settings", "kill -TERM 1 && kill -INT 1").await?;
-    same("the sandbox", sandbox("settings", context, 1000).await?, before)?;
-    delete(&["pod", "settings"]).await
+    same("the sandbox", sandbox("settings", context, 1000).await?, before)
 }
 
 async fn placeholder(context: &Context) -> Result<()> {

@@ -7,9 +7,10 @@ mod vm;
 
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use harness::build::project;
+use harness::build::{self, project};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::geteuid;
+use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::process::ExitStatusExt;
@@ -87,6 +88,15 @@ impl Debian {
         let place = self.changed(path);
         fs::create_dir_all(place.parent().context("it is in a folder")?)?;
         fs::copy(source, place).with_context(|| format!("cannot copy {}", source.display()))?;
+        Ok(())
+    }
+
+    /// Shows this machine's Rust in /rust, and cargo's registry in /registry.
+    pub fn show_rust(&mut self) -> Result<()> {
+        let default = || env::home_dir().unwrap_or_default().join(".cargo");
+        let cargo = env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
+        self.show.push((build::sysroot()?, "/rust"));
+        self.show.push((cargo.join("registry"), "/registry"));
         Ok(())
     }
 

@@ -49,10 +49,6 @@ const MAKE: &str = r#"
 
 impl Debian {
     /// Whether virtual machines of this host run on its CPU, instead of being emulated.
-    ///
-    /// # Errors
-    ///
-    /// When qemu is missing.
     pub fn has_kvm(&self) -> Result<bool> {
         // Without a disk, the kernel panics, and qemu ends; it does not where the CPU cannot do it.
         let mut probe = Command::new("timeout");
@@ -63,10 +59,6 @@ impl Debian {
 
     /// Runs a command in a virtual machine with the system, and returns its exit code. The files
     /// `results` come back to where [`Debian::changed`] names them.
-    ///
-    /// # Errors
-    ///
-    /// When the machine cannot be made or run, or does not run the command.
     pub fn run_in_vm(&self, command: &[&str], kvm: bool, results: &[&str]) -> Result<i32> {
         let units = self.changed("/etc/systemd/system");
         fs::create_dir_all(units.join("multi-user.target.wants"))?;
