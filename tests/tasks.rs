@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, ensure};
 use harness::attacks::ATTACKS;
 use harness::build::{build_xtask, project, stdout_of};
-use harness::helper;
 use harness::proc::children;
 use harness::sandbox;
 use harness::tests;
@@ -22,7 +21,6 @@ const TESTS: &[Test] =
 const SANDBOXED: &[Test] = tests![ctrl_c_ends_a_held_demo_with_0];
 
 fn main() -> ExitCode {
-    helper::dispatch();
     let mut trials = Trials::new();
     trials.add_all(TESTS, None);
     trials.add_all(SANDBOXED, obstacle(sandbox::is_available()));
