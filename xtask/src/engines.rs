@@ -62,7 +62,6 @@ pub fn run(args: &Args) -> Result<()> {
         add(&["--slowness", "10", "--pods", "10"]);
     }
     command.extend(args.filter.clone());
-    let command: Vec<_> = command.iter().map(String::as_str).collect();
     let status = match args.vm {
         false => debian.run(&command)?.code(),
         true => Some(debian.run_in_vm(&command, !is_emulated, &[REPORT])?),
@@ -70,12 +69,11 @@ pub fn run(args: &Args) -> Result<()> {
     if args.report {
         let matrix = fs::read_to_string(debian.changed(REPORT)).context("there is no report")?;
         let mut commit = Command::new("git");
-        let commit = commit.args(["show", "--no-patch", "--format=Commit %h of %cs"]);
-        let commit = commit.current_dir(project()).output()?.stdout;
-        let commit = String::from_utf8(commit)?.trim().to_owned();
+        commit.args(["show", "--no-patch", "--format=Commit %h of %cs"]);
+        let commit = build::stdout_of(&mut commit)?;
         let vm = if args.vm { " --vm" } else { "" };
         let section = format!("cargo xtask engines --release {release}{vm} --report");
-        let content = format!("{commit}. {matrix}");
+        let content = format!("{}. {matrix}", commit.trim());
         let document = project().join("docs/engines.md");
         markdown::update_section(&document, &section, &content)?;
     }

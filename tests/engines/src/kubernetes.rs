@@ -157,11 +157,6 @@ async fn shell(pod: &str, script: &str) -> Result<String> {
     kubectl(&["exec", pod, "--container=shell", "--", "sh", "-c", script]).await
 }
 
-/// Runs a script in the pod of the example.
-async fn in_shared_pid(script: &str) -> Result<String> {
-    shell(SHARED_PID, script).await
-}
-
 async fn stop(context: &Context) -> Result<()> {
     kubectl(&["run", "pause", "--image", &context.image.reference]).await?;
     ready("pause").await?;
@@ -186,10 +181,11 @@ async fn host_pid(context: &Context) -> Result<()> {
 
 async fn pod(context: &Context) -> Result<()> {
     let sandbox = shared_pid(context).await?;
-    is_init(&in_shared_pid, USER).await?;
+    let shell = async |script: &str| shell(SHARED_PID, script).await;
+    is_init(&shell, USER).await?;
     let pid = Pid::from_raw(sandbox.pid);
     let before = activity(pid)?;
-    reaps(&in_shared_pid).await?;
+    reaps(&shell).await?;
     same("what pause cost the scheduler", activity(pid)?, before)
 }
 
@@ -240,7 +236,7 @@ async fn killed(context: &Context) -> Result<()> {
     restarted(SHARED_PID, "shell").await?;
     let after = sandbox(SHARED_PID, context, USER).await?;
     ensure!(after.id != before.id, "the kubelet takes the dead sandbox for a living one");
-    is_init(&in_shared_pid, USER).await
+    is_init(&async |script: &str| shell(SHARED_PID, script).await, USER).await
 }
 
 async fn settings(context: &Context) -> Result<()> {

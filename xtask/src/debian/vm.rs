@@ -59,7 +59,7 @@ impl Debian {
 
     /// Runs a command in a virtual machine with the system, and returns its exit code. The files
     /// `results` come back to where [`Debian::changed`] names them.
-    pub fn run_in_vm(&self, command: &[&str], kvm: bool, results: &[&str]) -> Result<i32> {
+    pub fn run_in_vm(&self, command: &[String], kvm: bool, results: &[&str]) -> Result<i32> {
         let units = self.changed("/etc/systemd/system");
         fs::create_dir_all(units.join("multi-user.target.wants"))?;
         fs::write(units.join("job.service"), UNIT)?;
