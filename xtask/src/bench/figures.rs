@@ -18,7 +18,7 @@ pub const INTERRUPTIONS: &str = "interruptions per 1,000 orphans";
 pub const CHURN_WAKE_UPS: &str = "wake-ups of PID 1 in the minute";
 pub const CHURN_CPU: &str = "CPU time of PID 1 in the minute, ms";
 pub const CHURN_INTERRUPTIONS: &str = "interruptions in the minute";
-pub const CLONE_TO_GONE: &str = "clone to gone, µs";
+pub const CLONE_TO_GONE: &str = "start, sleep and stop, µs";
 pub const EXEC_TO_ASLEEP: &str = "exec to asleep, µs";
 
 /// Samples of every figure.
