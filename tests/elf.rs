@@ -22,7 +22,8 @@ fn main() -> ExitCode {
     let mut trials = Trials::new();
     for target in TARGETS {
         let missing = obstacle(build::find_core(target.triple)).filter(|_| !target.is_native());
-        trials.add(format!("shape::{}", target.triple), missing, || has_its_shape(target));
+        let name = format!("freestanding::shape::{}", target.triple);
+        trials.add(name, missing, || has_its_shape(target));
     }
     for (name, place, new, complaint) in BREAKAGES {
         trials.add(format!("link_refuses::{name}"), None, || is_refused(*place, new, complaint));
