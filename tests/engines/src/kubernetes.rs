@@ -72,9 +72,8 @@ impl<R: Engine> Column for Kubernetes<R> {
     }
 
     async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
-        if self.name == Name::Dockershim
-            && ![Scenario::Load, Scenario::Pod, Scenario::Tutorial].contains(&scenario)
-        {
+        let of_dockershim = [Scenario::Load, Scenario::Inside, Scenario::Pod, Scenario::Tutorial];
+        if self.name == Name::Dockershim && !of_dockershim.contains(&scenario) {
             return Err(Lacks("it is tried with containerd, in the column kubernetes").into());
         }
         let before = host::surroundings()?;
