@@ -387,10 +387,10 @@ fn configure_docker(remaps: bool) -> Result<()> {
 fn configure_podman() -> Result<()> {
     let deployed = project().join("deploy/podman-containers.conf");
     fs::copy(&deployed, "/etc/containers/containers.conf")?;
-    // systemd would have to be asked for control groups and for the log.
-    let mut config = "[engine]\ncgroup_manager = 'cgroupfs'\nevents_logger = 'file'\n\
-        [containers]\nlog_driver = 'k8s-file'\n"
-        .to_owned();
+    // Where there is no systemd, Podman cannot ask it for control groups and for the log.
+    let manager = if Path::new("/run/systemd/system").exists() { "systemd" } else { "cgroupfs" };
+    let engine = format!("[engine]\ncgroup_manager = '{manager}'\nevents_logger = 'file'\n");
+    let mut config = engine + "[containers]\nlog_driver = 'k8s-file'\n";
     // What Podman asks for by itself is a privilege.
     if !host::has_cap_sys_resource()? {
         config += "default_ulimits = ['nofile=1024:1024', 'nproc=4096:4096']\n";
