@@ -1,7 +1,7 @@
 //! `cargo xtask docs`: the generated tables of the documents.
 
 use crate::image::Selection;
-use crate::{audit, size};
+use crate::size;
 use anyhow::Result;
 use harness::attacks::{ATTACKERS, ATTACKS};
 use harness::target::TARGETS;
@@ -14,7 +14,6 @@ type Make = fn() -> Result<String>;
 /// Every table that this command makes, by its document and the name that it has there.
 const TABLES: &[(&str, &str, Make)] = &[
     ("security.md", "attacks", attacks),
-    ("audit.md", "audit", || audit::page(None)),
     ("platforms.md", "sizes", || size::table(&Selection::default())),
     // The last, for it takes compilers for all platforms.
     ("platforms.md", "platforms", platforms),
