@@ -157,11 +157,12 @@ impl Peer {
         self.samples.entry(figure).or_default().push(sample);
     }
 
-    /// What the tables show of a figure, and what [`regressions`] compares: the median.
-    fn median(&self, figure: &str) -> f64 {
-        let mut samples = self.samples.get(figure).cloned().unwrap_or_default();
+    /// What the tables show of a figure, and what [`regressions`] compares: the 10th percentile of its
+    /// samples, because what else the machine does can only make a sample worse.
+    fn figure(&self, name: &str) -> f64 {
+        let mut samples = self.samples.get(name).cloned().unwrap_or_default();
         samples.sort_by(f64::total_cmp);
-        samples.get(samples.len() / 2).copied().unwrap_or(f64::NAN)
+        samples.get(samples.len() / 10).copied().unwrap_or(f64::NAN)
     }
 
     /// Starts an instance and stops it as soon as it sleeps.
@@ -304,7 +305,7 @@ fn find<'a>(peers: &'a [Peer], name: &str) -> &'a Peer {
 fn table<'a>(shown: impl Iterator<Item = &'a Peer>, peers: &[Peer]) -> String {
     let upstream = find(peers, UPSTREAM);
     let rows = shown.map(|peer| {
-        let cell = |figure| cell(peer.median(figure), upstream.median(figure));
+        let cell = |name| cell(peer.figure(name), upstream.figure(name));
         [peer.name.to_owned()].into_iter().chain(FIGURES.map(cell)).collect::<Vec<_>>()
     });
     markdown::table([&["program"], &FIGURES[..]].concat(), rows)
@@ -327,7 +328,7 @@ fn number(value: f64) -> String {
 }
 
 /// The figures of ours that are worse than in the committed table. Ratios to upstream's are compared,
-/// both of medians, because those hold across machines.
+/// because those hold across machines.
 fn regressions(peers: &[Peer], committed: &str) -> Result<Vec<String>> {
     let mut regressions = Vec::new();
     for (column, figure) in FIGURES.iter().enumerate() {
@@ -339,7 +340,7 @@ fn regressions(peers: &[Peer], committed: &str) -> Result<Vec<String>> {
             cell.replace(',', "").parse().with_context(|| format!("not a number: {cell:?}"))
         };
         let old = committed(OURS)? / committed(UPSTREAM)?;
-        let new = find(peers, OURS).median(figure) / find(peers, UPSTREAM).median(figure);
+        let new = find(peers, OURS).figure(figure) / find(peers, UPSTREAM).figure(figure);
         // A comparison with NaN is false, and that is a regression.
         let is_kept = new <= old * TOLERANCE;
         if !is_kept {
@@ -352,10 +353,10 @@ fn regressions(peers: &[Peer], committed: &str) -> Result<Vec<String>> {
 /// A chart of the memory of each peer.
 fn chart(peers: &[Peer]) -> String {
     let names: Vec<_> = peers.iter().map(|peer| peer.name).collect();
-    let medians: Vec<_> = peers.iter().map(|peer| peer.median(MEMORY).round()).collect();
+    let bars: Vec<_> = peers.iter().map(|peer| peer.figure(MEMORY).round()).collect();
     format!(
         "```mermaid\nxychart-beta horizontal\n  title \"Memory of a sleeping instance\"\n  x-axis \
-         {names:?}\n  y-axis \"{MEMORY}\"\n  bar {medians:?}\n```"
+         {names:?}\n  y-axis \"{MEMORY}\"\n  bar {bars:?}\n```"
     )
 }
 
