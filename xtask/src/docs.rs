@@ -1,7 +1,7 @@
 //! `cargo xtask docs`: the generated tables of the documents.
 
 use crate::image::Selection;
-use crate::{audit, size};
+use crate::size;
 use anyhow::Result;
 use harness::attacks::{ATTACKERS, ATTACKS};
 use harness::target::TARGETS;
@@ -9,24 +9,18 @@ use harness::{build, markdown};
 use indicatif::HumanCount;
 use std::fs;
 
-type Make = fn() -> Result<String>;
-
-/// Every table that this command makes, by its document and the name that it has there.
-const TABLES: &[(&str, &str, Make)] = &[
-    ("security.md", "attacks", attacks),
-    ("audit.md", "audit", || audit::page(None)),
-    ("platforms.md", "sizes", || size::table(&Selection::default())),
-    // The last, for it takes compilers for all platforms.
-    ("platforms.md", "platforms", platforms),
-];
-
 /// Updates all tables.
 pub fn run() -> Result<()> {
-    for (document, name, make) in TABLES {
-        let path = build::project().join("docs").join(document);
-        markdown::update_section(&path, &format!("cargo xtask docs: {name}"), &make()?)?;
-    }
-    Ok(())
+    update("security.md", "attacks", &attacks()?)?;
+    update("platforms.md", "sizes", &size::table(&Selection::default())?)?;
+    // This is the last because it needs compilers for all platforms.
+    update("platforms.md", "platforms", &platforms()?)
+}
+
+/// Replaces the table `name` of a document.
+fn update(document: &str, name: &str, table: &str) -> Result<()> {
+    let path = build::project().join("docs").join(document);
+    markdown::update_section(&path, &format!("cargo xtask docs: {name}"), table)
 }
 
 /// What a hostile container tries, and what comes of it.
@@ -46,7 +40,7 @@ fn platforms() -> Result<String> {
         let bytes = fs::metadata(target.build()?)?.len();
         let mut tested = match target.qemu {
             "x86_64" => "on a real kernel and with container engines".to_owned(),
-            _ => "under qemu's emulation of system calls".to_owned(),
+            _ => "with qemu-user".to_owned(),
         };
         for (index, (kernel, page)) in target.kernels.iter().enumerate() {
             tested += if index == 0 { "; booted on " } else { ", " };

@@ -1,14 +1,11 @@
 //! `cargo xtask`: development tasks for pause.
 
-mod audit;
 mod bench;
 mod debian;
 mod demo;
 mod docs;
 mod engines;
 mod image;
-mod release;
-mod sbom;
 mod size;
 mod stress;
 mod verify;
@@ -28,8 +25,6 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// List the functions and system calls of the shipped binary, and check them
-    Audit(audit::Args),
     /// Measure memory, reaping, start and stop, next to upstream's pause and others; needs root
     Bench(bench::Args),
     /// Demonstrate a pod sandbox, without root and without a container engine
@@ -40,29 +35,22 @@ enum Task {
     Engines(engines::Args),
     /// Write the image as an archive that every container engine loads
     Image(image::Args),
-    /// Try the steps of the release workflow on this commit, without publishing anything
-    ReleaseDryRun,
-    /// Print a bill of materials of the image, in CycloneDX
-    Sbom(Selection),
     /// Check the sizes of the image against their budgets
     Size(Selection),
-    /// Stress-test PID 1 with orphans, fork bombs and signals
+    /// Stress-test PID 1 with orphans and signals
     Stress(stress::Args),
-    /// Build an image again and compare it with a given one
+    /// Rebuild an image and compare it with an archive
     Verify(verify::Args),
 }
 
 fn main() -> ExitCode {
     helper::dispatch();
     let result = match Cli::parse().task {
-        Task::Audit(args) => audit::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Docs => docs::run(),
         Task::Engines(args) => engines::run(&args),
         Task::Image(args) => image::run(&args),
-        Task::ReleaseDryRun => release::run(),
-        Task::Sbom(args) => sbom::run(&args),
         Task::Size(args) => size::run(&args),
         Task::Stress(args) => stress::run(&args),
         Task::Verify(args) => verify::run(&args),

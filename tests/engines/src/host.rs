@@ -60,11 +60,6 @@ pub fn memory_limit(process: &Process) -> Result<u64> {
     least_memory(process, "memory.limit_in_bytes", "memory.max")
 }
 
-/// The bytes of memory that the control group of `process` uses.
-pub fn memory_charge(process: &Process) -> Result<u64> {
-    least_memory(process, "memory.usage_in_bytes", "memory.current")
-}
-
 /// The least number in files of the control group of `process`, and of those that it is in.
 fn least_memory(process: &Process, v1: &str, v2: &str) -> Result<u64> {
     for group in process.cgroups()? {

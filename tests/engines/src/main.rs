@@ -3,7 +3,6 @@
 
 mod cli;
 mod containerd;
-mod cost;
 mod daemon;
 mod engine;
 mod host;
@@ -39,10 +38,6 @@ struct Args {
     /// File to write the matrix into
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Instead of trying the image, measure what pods cost with it and with upstream's pause, of which
-    /// this is the archive, and write the samples into the second file
-    #[arg(long, num_args = 2, value_names = ["ARCHIVE", "FILE"])]
-    cost: Option<Vec<PathBuf>>,
     /// Wait this many times longer before something counts as hanging
     #[arg(long, default_value_t = 1)]
     slowness: u32,
@@ -57,10 +52,6 @@ struct Args {
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     wait::SLOWNESS.store(args.slowness, Ordering::Relaxed);
-    if let Some([upstream, file]) = args.cost.as_deref() {
-        cost::on::<Cli>(Name::Docker, &args.image, upstream, file).await?;
-        return cost::on::<Containerd>(Name::Containerd, &args.image, upstream, file).await;
-    }
     let binary = args.image.binary()?;
     let left_out = RefCell::default();
     let context = Context { image: args.image, binary, pods: args.pods, left_out };

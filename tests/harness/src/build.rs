@@ -4,9 +4,7 @@ use crate::target::Target;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::ffi::{OsStr, OsString};
-use std::fs::Permissions;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
@@ -62,33 +60,6 @@ fn build_with(rustc: &OsStr, linker: &Path, target: &str) -> Command {
     let mut command = build_command();
     command.args(["--target", target]).env("RUSTC", rustc).env(variable, linker);
     command
-}
-
-/// Builds the freestanding release binary for `target`, which is for x86_64, as an ELF file with
-/// symbols. Its section `.text` is what ships, so the symbols name the functions of that.
-///
-/// # Errors
-///
-/// Returns the same errors as [`Target::build`].
-pub fn build_with_symbols(target: &Target) -> Result<PathBuf> {
-    // The same code as in the file that ships takes the same compiler.
-    let (rustc, linker, option) = match target.is_native() {
-        true => (usual_rustc(), "cc".into(), "-Wl,--oformat=elf64-x86-64"),
-        false => (find_core(target.triple)?, linker()?, "--oformat=elf64-x86-64"),
-    };
-    // Of several output formats the linker takes the last, and neither cargo nor rustc puts an option
-    // behind those of the build script.
-    let folder = project().join("target/symbols");
-    fs::create_dir_all(&folder)?;
-    let wrapper = folder.join(linker.file_name().context("the linker has no name")?);
-    let script = format!("#!/bin/sh\nexec '{}' \"$@\" {option}\n", linker.display());
-    if fs::read_to_string(&wrapper).ok().as_deref() != Some(&script) {
-        fs::write(&wrapper, script)?;
-        fs::set_permissions(&wrapper, Permissions::from_mode(0o755))?;
-    }
-    let mut command = build_with(&rustc, &wrapper, target.triple);
-    command.arg("--target-dir").arg(folder).env("CARGO_PROFILE_RELEASE_STRIP", "false");
-    binary_of(command)
 }
 
 /// Finds a compiler that has `core` for `target`: the usual one, or the one that the variable

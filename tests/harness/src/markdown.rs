@@ -31,7 +31,7 @@ pub fn table(header: impl Into<Row>, rows: impl IntoIterator<Item = impl Into<Ro
     for column in 0..table.column_count() {
         let is_number = |row: &Row| {
             let text = row.cell_iter().nth(column).map(|cell| cell.content()).unwrap_or_default();
-            text.chars().all(|it| it.is_ascii_digit() || " ,.+-−–≈×%".contains(it))
+            text.chars().all(|it| it.is_ascii_digit() || " ,.()/×".contains(it))
         };
         if table.row_iter().all(is_number) {
             let column = table.column_mut(column).expect("the column was counted");
