@@ -3,7 +3,6 @@
 use crate::image::Selection;
 use crate::{audit, size};
 use anyhow::Result;
-use harness::attacks::{ATTACKERS, ATTACKS};
 use harness::target::TARGETS;
 use harness::{build, markdown};
 use indicatif::HumanCount;
@@ -13,7 +12,6 @@ type Make = fn() -> Result<String>;
 
 /// Every table that this command makes, by its document and the name that it has there.
 const TABLES: &[(&str, &str, Make)] = &[
-    ("security.md", "attacks", attacks),
     ("audit.md", "audit", || audit::page(None)),
     ("platforms.md", "sizes", || size::table(&Selection::default())),
     // The last, for it takes compilers for all platforms.
@@ -27,16 +25,6 @@ pub fn run() -> Result<()> {
         markdown::update_section(&path, &format!("cargo xtask docs: {name}"), &make()?)?;
     }
     Ok(())
-}
-
-/// What a hostile container tries, and what comes of it.
-fn attacks() -> Result<String> {
-    let [user, _, _, root, ..] = &ATTACKERS;
-    let rows = ATTACKS.iter().map(|attack| {
-        let [user, root] = [user, root].map(|attacker| (attacker.outcome)(attack).to_owned());
-        [attack.attempt.to_owned(), user, root, format!("`{}`", attack.name)]
-    });
-    Ok(markdown::table(["attempt on PID 1", "by its user", "by root", "test"], rows))
 }
 
 /// The platforms, the size of the program on each, and where it has been tested.
