@@ -19,6 +19,7 @@ use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
+use procfs::process::Process;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, Write};
 use std::mem::zeroed;
@@ -88,6 +89,10 @@ fn main() -> Result<ExitCode> {
 
     for attack in ATTACKS {
         for attacker in ATTACKERS {
+            // `cap_ptrace_access_check` refuses this to every nested user namespace.
+            if attack.outcome == Refused && attacker == "nested" {
+                continue;
+            }
             let no_attacker = no_root.clone().filter(|_| attacker == "root");
             let setup = setup.clone();
             trials.add(
@@ -229,8 +234,17 @@ fn queue(pid: Pid, code: c_int) -> io::Result<()> {
 
 /// Sends SIGTERM with each code that the kernel lets a process choose.
 fn queue_each_code(pid: Pid) -> io::Result<()> {
-    let mut codes = (-128..0).chain([c_int::MIN]).filter(|&code| code != libc::SI_TKILL);
-    codes.try_for_each(|code| queue(pid, code))
+    // The kernel drops a SIGTERM while another one is pending. (It stays pending in a zombie.)
+    let is_taken = || {
+        let status = Process::new(pid.as_raw()).and_then(|process| process.status());
+        let is_pending = |mask: u64| mask & 1 << (libc::SIGTERM - 1) != 0;
+        state(pid) == Some('Z') || status.is_ok_and(|status| !is_pending(status.shdpnd))
+    };
+    for code in (-128..0).chain([c_int::MIN]).filter(|&code| code != libc::SI_TKILL) {
+        queue(pid, code)?;
+        wait_until("SIGTERM was taken", is_taken).map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 /// Lets the kernel send SIGTERM with a positive code, because a socket has input.
