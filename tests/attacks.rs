@@ -1,157 +1,271 @@
-//! Attacks of a hostile container of the same pod, see [`harness::attacks`], on the release binary in
-//! both flavors.
+//! Attacks of a hostile container on PID 1 of a pod whose PID namespace it shares. They run against the
+//! release binary, without a seccomp filter and without an LSM profile.
 //!
-//! Each attempt is first made on a process that is like PID 1 but unprotected, and has to succeed there,
-//! or it would prove nothing. There is no seccomp filter in its way, as an engine's would be.
+//! Each attack is first made on an unprotected process, and has to succeed there: otherwise a refusal
+//! would prove nothing. What the kernel alone decides is not tried here; docs/security.md lists it.
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::attacks::{
-    self, ATTACKERS, ATTACKS, Attack, Attacker, DENIED, DROPPED, ENDS, IGNORED, MISSES,
-};
+use caps::{CapSet, CapsHashSet};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::spawn;
-use harness::orphans::number;
-use harness::proc::{activity, anonymous, state, wait_until};
-use harness::sandbox::{self, STOPPED, Sandbox, Setup, ensure_inside};
+use harness::proc::{activity, set_limit, state, wait_until};
+use harness::sandbox::{self, STOPPED, Setup, USER, become_user, ensure_inside};
 use harness::trial::{Trials, obstacle};
-use nix::libc;
-use nix::sys::prctl::set_dumpable;
-use nix::sys::signal::{Signal, kill};
+use nix::errno::Errno;
+use nix::libc::{self, c_int};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
+use procfs::process::Process;
 use std::ffi::OsString;
+use std::io::{self, ErrorKind, Write};
+use std::mem::zeroed;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::{fs, thread};
 
-/// Attempts that are made from outside, too, and whether they end the pod.
-const FROM_OUTSIDE: [(&str, bool); 5] =
-    [("sigterm", true), ("tgkill", true), ("pidfd", true), ("forged", false), ("sigio", false)];
-
-helper!(ATTACKER = attack);
-helper!(CONTAINER_ROOT = |_| attacks::become_container_root(0));
-helper!(FLOOD = flood);
-
-fn main() -> ExitCode {
-    let mut trials = Trials::new();
-    let no_sandbox = obstacle(sandbox::is_available());
-    let no_root = (!geteuid().is_root()).then(|| "only root can choose the pod's user".to_owned());
-    let no_root = no_sandbox.clone().or(no_root);
-
-    for flavor in [Flavor::Freestanding, Flavor::Hosted] {
-        let setup = Setup::of(flavor).expect("the release binary can be built");
-        let prefix = format!("{flavor:?}").to_lowercase();
-        for attacker in &ATTACKERS {
-            let is_for_all = ["user", "nested"].contains(&attacker.name);
-            let obstacle = if is_for_all { &no_sandbox } else { &no_root };
-            for attack in ATTACKS {
-                let setup = Setup { user: Some(attacker.pod_user), ..setup.clone() };
-                let name = format!("{prefix}::{}::{}", attack.name, attacker.name);
-                let run = move || check_attack(setup, attack, attacker);
-                trials.add(name, obstacle.clone(), run);
-            }
-        }
-        for (name, ends) in FROM_OUTSIDE {
-            let setup = setup.clone();
-            let run = move || check_from_outside(setup.asleep()?, name, ends);
-            trials.add(format!("{prefix}::{name}::from_outside"), no_sandbox.clone(), run);
-        }
-        let run = move || check_flood(setup.asleep()?);
-        trials.add(format!("{prefix}::flood"), no_sandbox.clone(), run);
-    }
-    trials.run()
+/// A way to attack a process.
+struct Attack {
+    /// First part of the trials' names.
+    name: &'static str,
+    /// Attacks a process.
+    run: fn(Pid) -> io::Result<()>,
+    /// Whether the kernel allows it only to the user of the process, so that root becomes that user.
+    as_same_user: bool,
+    /// What happens to PID 1.
+    outcome: Outcome,
 }
 
-/// Checks the outcome of an attack on PID 1.
-fn check_attack(setup: Setup, attack: &Attack, attacker: &Attacker) -> Result<()> {
-    let preparation = Some(&CONTAINER_ROOT).filter(|_| attacker.pod_user == 0);
-    let sandbox = Setup { preparation, ..setup }.asleep()?;
-    let before = activity(sandbox.pid)?;
-    let mut command = sandbox.command(&ATTACKER);
-    let output = command.args([attack.name, attacker.name]).output()?;
-    let stdout = String::from_utf8(output.stdout)?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
+/// What an attack does to PID 1.
+#[derive(PartialEq)]
+enum Outcome {
+    /// The kernel refuses the attack.
+    Refused,
+    /// The kernel drops the signals without waking PID 1.
+    Dropped,
+    /// PID 1 is woken and sleeps again.
+    Ignored,
+    /// PID 1 exits with 0.
+    Exits,
+}
+use Outcome::{Dropped, Exits, Ignored, Refused};
 
-    let outcome = (attacker.outcome)(attack);
-    let result = stdout.split_once("the control succeeded\n");
-    let (_, result) = result.with_context(|| format!("the control failed: {stdout}{stderr}"))?;
-    if outcome == ENDS {
-        // The attacker ends together with PID 1.
+const ATTACKS: &[Attack] = &[
+    Attack { name: "proc_root", run: list_root, as_same_user: true, outcome: Refused },
+    Attack { name: "sigterm_and_sigint", run: terminate, as_same_user: false, outcome: Ignored },
+    Attack { name: "sigqueue", run: queue_each_code, as_same_user: false, outcome: Ignored },
+    Attack { name: "sigio", run: send_sigio, as_same_user: false, outcome: Ignored },
+    Attack { name: "other_signals", run: send_others, as_same_user: false, outcome: Dropped },
+    Attack { name: "lost_siginfo", run: lose_siginfo, as_same_user: true, outcome: Exits },
+];
+
+/// Who attacks: PID 1's user without capabilities; root with Docker's default capabilities; or PID 1's
+/// user as root of a nested user namespace, with its children in a nested PID namespace.
+const ATTACKERS: [&str; 3] = ["user", "root", "nested"];
+
+/// The capabilities that Docker gives to a container by default.
+const DOCKER_CAPABILITIES: &str = "CAP_AUDIT_WRITE CAP_CHOWN CAP_DAC_OVERRIDE CAP_FOWNER CAP_FSETID \
+    CAP_KILL CAP_MKNOD CAP_NET_BIND_SERVICE CAP_NET_RAW CAP_SETFCAP CAP_SETGID CAP_SETPCAP \
+    CAP_SETUID CAP_SYS_CHROOT";
+
+/// What the attacker prints when the attack on the unprotected process has succeeded.
+const CONTROL: &str = "the unprotected process was attacked\n";
+
+/// What the attacker prints if the kernel refuses the attack on PID 1.
+const REFUSED: &str = "refused\n";
+
+helper!(ATTACKER = attack);
+
+fn main() -> Result<ExitCode> {
+    let mut trials = Trials::new();
+    let setup = Setup::of(Flavor::Freestanding)?;
+    let no_sandbox = obstacle(sandbox::is_available());
+    let no_root = (!geteuid().is_root())
+        .then(|| "only root can attack as another user than that of PID 1".to_owned());
+
+    for attack in ATTACKS {
+        for attacker in ATTACKERS {
+            // `cap_ptrace_access_check` refuses this to every nested user namespace.
+            if attack.outcome == Refused && attacker == "nested" {
+                continue;
+            }
+            let no_attacker = no_root.clone().filter(|_| attacker == "root");
+            let setup = setup.clone();
+            trials.add(
+                format!("freestanding::{}::{attacker}", attack.name),
+                no_sandbox.clone().or(no_attacker),
+                move || check(setup, attack, attacker),
+            );
+        }
+    }
+    let run = || obeys_tgkill_from_outside(setup);
+    trials.add("freestanding::tgkill_from_outside", no_sandbox, run);
+    Ok(trials.run())
+}
+
+/// Checks the outcome of an attack on PID 1, and that PID 1 works afterwards.
+fn check(setup: Setup, attack: &Attack, attacker: &str) -> Result<()> {
+    let sandbox = setup.asleep()?;
+    let before = activity(sandbox.pid)?;
+    let output = sandbox.command(&ATTACKER).args([attack.name, attacker]).output()?;
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let refusal = if attack.outcome == Refused { REFUSED } else { "" };
+    ensure!(stdout == format!("{CONTROL}{refusal}"), "stdout: {stdout:?}, stderr: {stderr:?}");
+    if attack.outcome == Exits {
+        // The attacker is killed together with PID 1.
         return sandbox.ends(0, STOPPED);
     }
     ensure!(output.status.success(), "{stderr}");
-    let expected = if [DROPPED, IGNORED, MISSES].contains(&outcome) { "" } else { outcome };
-    ensure!(result == expected, "{result:?} instead of {expected:?}");
     sandbox.wait_until_asleep()?;
     let was_woken = activity(sandbox.pid)?.voluntary_switches != before.voluntary_switches;
-    let wakes = outcome == IGNORED;
-    ensure!(was_woken == wakes, "PID 1 was woken: {was_woken} instead of {wakes}");
+    ensure!(was_woken == (attack.outcome == Ignored), "PID 1 was woken: {was_woken}");
     sandbox.stops(Signal::SIGTERM, STOPPED)
 }
 
-/// Makes an attempt from the parent PID namespace.
-fn check_from_outside(sandbox: Sandbox, name: &str, is_obeyed: bool) -> Result<()> {
-    let before = activity(sandbox.pid)?;
-    (find(name)?.run)(sandbox.pid)?;
-    if !is_obeyed {
-        wait_until("PID 1 was woken", || activity(sandbox.pid).is_ok_and(|it| it != before))?;
-        sandbox.wait_until_asleep()?;
-        sandbox.signal(Signal::SIGTERM)?;
-    }
+/// The kernel gives the signals of tgkill another code than those of kill.
+fn obeys_tgkill_from_outside(setup: Setup) -> Result<()> {
+    let sandbox = setup.asleep()?;
+    let pid = sandbox.pid.as_raw();
+    // SAFETY: the arguments are numbers.
+    Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, libc::SIGTERM) })?;
     sandbox.ends(0, STOPPED)
-}
-
-/// Checks that PID 1 does not grow by signals that it ignores.
-fn check_flood(sandbox: Sandbox) -> Result<()> {
-    // The first signal needs a page of the stack, which stays.
-    sandbox.run(&FLOOD, &["1"])?;
-    sandbox.wait_until_asleep()?;
-    let before = anonymous(sandbox.pid)?;
-    sandbox.run(&FLOOD, &["1000000"])?;
-    sandbox.wait_until_asleep()?;
-    let after = anonymous(sandbox.pid)?;
-    ensure!(before == after, "{before} KiB of anonymous memory became {after}");
-    sandbox.stops(Signal::SIGTERM, STOPPED)
-}
-
-fn flood(arguments: &[OsString]) -> Result<()> {
-    ensure_inside()?;
-    for _ in 0..number(arguments)? {
-        kill(Pid::from_raw(1), Signal::SIGTERM)?;
-    }
-    Ok(())
-}
-
-fn find(name: &str) -> Result<&'static Attack> {
-    ATTACKS.iter().find(|attack| attack.name == name).context("no such attack")
 }
 
 /// Attacks an unprotected process, which has to succeed, and then PID 1.
 fn attack(arguments: &[OsString]) -> Result<()> {
     let [name, attacker] = arguments else { bail!("takes an attack and an attacker") };
-    let attack = find(&name.to_string_lossy())?;
-    let attacker = ATTACKERS.iter().find(|it| attacker == it.name).context("no such attacker")?;
+    let attack = ATTACKS.iter().find(|it| name == it.name).context("no such attack")?;
     ensure_inside()?;
-    attacks::prepare()?;
-    (attacker.become_attacker)(attacker.pod_user)?;
-    set_dumpable(true)?;
+    become_attacker(attacker, attack.as_same_user)?;
 
-    let victim = if attack.on_itself { Pid::this() } else { spawn(attacks::park)? };
-    wait_until("the control sleeps", || attack.on_itself || state(victim) == Some('S'))?;
-    (attack.run)(victim).context("it fails on an unprotected process")?;
-    let outcome = (attacker.outcome)(attack);
-    if [DROPPED, IGNORED, ENDS].contains(&outcome) {
-        let has_effect = || matches!(state(victim), Some('T' | 'Z'));
-        wait_until("the unprotected process is stopped or dead", has_effect)?;
+    let control = spawn(be_unprotected)?;
+    wait_until("the unprotected process sleeps", || state(control) == Some('S'))?;
+    (attack.run)(control).context("the attack fails on an unprotected process")?;
+    if attack.outcome != Refused {
+        let has_effect = || state(control) == Some('Z');
+        wait_until("the unprotected process has ended", has_effect)?;
     }
-    println!("the control succeeded");
-    if attacker.name == "nested" {
-        attacks::nest_children()?;
+    print!("{CONTROL}");
+    if attacker == "nested" {
+        unshare(CloneFlags::CLONE_NEWPID)?;
     }
     match (attack.run)(Pid::from_raw(1)) {
-        Ok(()) => {}
-        Err(error) => match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES | libc::EINVAL) => print!("{DENIED}"),
-            _ => return Err(error.into()),
-        },
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => print!("{REFUSED}"),
+        result => result?,
     }
     Ok(())
+}
+
+/// Turns root of the sandbox into one of [`ATTACKERS`].
+fn become_attacker(attacker: &OsString, as_same_user: bool) -> Result<()> {
+    let is_root = attacker == "root";
+    let kept: CapsHashSet = match is_root {
+        true => DOCKER_CAPABILITIES.split(' ').map(str::parse).collect::<Result<_, _>>()?,
+        false => CapsHashSet::new(),
+    };
+    if !is_root {
+        become_user(USER)?;
+    }
+    for capability in caps::all().difference(&kept) {
+        caps::drop(None, CapSet::Effective, *capability)?;
+        caps::drop(None, CapSet::Permitted, *capability)?;
+    }
+    if is_root && as_same_user {
+        // CAP_SETUID and CAP_SETGID allow it; the kernel then takes all capabilities away.
+        become_user(USER)?;
+    }
+    // The unprotected process inherits this, and `uid_map` can only be written with it.
+    set_dumpable(true)?;
+    if attacker == "nested" {
+        unshare(CloneFlags::CLONE_NEWUSER)?;
+        fs::write("/proc/self/uid_map", format!("0 {USER} 1"))?;
+    }
+    Ok(())
+}
+
+/// Sleeps as PID 1 does, but protects itself from nothing.
+fn be_unprotected() -> Result<()> {
+    // It holds the attacker's stdout open, so it ends with the attacker.
+    set_pdeathsig(Signal::SIGKILL)?;
+    // SAFETY: no handler is installed.
+    unsafe { signal(Signal::SIGTERM, SigHandler::SigDfl)? };
+    SigSet::empty().thread_set_mask()?;
+    loop {
+        thread::park();
+    }
+}
+
+/// `ptrace_may_access` decides here as for its memory, descriptors and environment. (Yama, which an
+/// unprivileged ptrace meets first on many machines, has no say.)
+fn list_root(pid: Pid) -> io::Result<()> {
+    fs::read_dir(format!("/proc/{pid}/root/")).map(drop)
+}
+
+fn send(pid: Pid, signal: c_int) -> io::Result<()> {
+    // SAFETY: the arguments are numbers. (nix has no real-time signals.)
+    Ok(Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)?)
+}
+
+fn terminate(pid: Pid) -> io::Result<()> {
+    [libc::SIGTERM, libc::SIGINT].into_iter().try_for_each(|signal| send(pid, signal))
+}
+
+fn send_others(pid: Pid) -> io::Result<()> {
+    let mut signals = (1..=64).filter(|signal| ![libc::SIGTERM, libc::SIGINT].contains(signal));
+    signals.try_for_each(|signal| send(pid, signal))
+}
+
+/// Sends SIGTERM with a siginfo that has this code, and says that PID 0 has sent it.
+fn queue(pid: Pid, code: c_int) -> io::Result<()> {
+    // SAFETY: a siginfo_t may be all zeros.
+    let mut info: libc::siginfo_t = unsafe { zeroed() };
+    info.si_signo = libc::SIGTERM;
+    info.si_code = code;
+    let (call, info) = (libc::SYS_rt_sigqueueinfo, &raw const info);
+    // SAFETY: the kernel reads a siginfo_t, and gets one.
+    Errno::result(unsafe { libc::syscall(call, pid.as_raw(), libc::SIGTERM, info) })?;
+    Ok(())
+}
+
+/// Sends SIGTERM with each code that the kernel lets a process choose.
+fn queue_each_code(pid: Pid) -> io::Result<()> {
+    // The kernel drops a SIGTERM while another one is pending. (It stays pending in a zombie.)
+    let is_taken = || {
+        let status = Process::new(pid.as_raw()).and_then(|process| process.status());
+        let is_pending = |mask: u64| mask & 1 << (libc::SIGTERM - 1) != 0;
+        state(pid) == Some('Z') || status.is_ok_and(|status| !is_pending(status.shdpnd))
+    };
+    for code in (-128..0).chain([c_int::MIN]).filter(|&code| code != libc::SI_TKILL) {
+        queue(pid, code)?;
+        wait_until("SIGTERM was taken", is_taken).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+/// Lets the kernel send SIGTERM with a positive code, because a socket has input.
+fn send_sigio(pid: Pid) -> io::Result<()> {
+    const F_SETSIG: c_int = 10;
+    let (socket, mut peer) = UnixStream::pair()?;
+    for (command, argument) in
+        [(libc::F_SETOWN, pid.as_raw()), (F_SETSIG, libc::SIGTERM), (libc::F_SETFL, libc::O_ASYNC)]
+    {
+        // SAFETY: the arguments are numbers.
+        Errno::result(unsafe { libc::fcntl(socket.as_raw_fd(), command, argument) })?;
+    }
+    let writer = spawn(|| Ok(peer.write_all(&[0])?)).map_err(io::Error::other)?;
+    match waitpid(writer, None)? {
+        WaitStatus::Exited(_, 0) => Ok(()),
+        status => Err(io::Error::other(format!("the writer ended: {status:?}"))),
+    }
+}
+
+/// Makes the kernel drop the siginfo of a SIGTERM, because no signal may be queued for the process.
+fn lose_siginfo(pid: Pid) -> io::Result<()> {
+    set_limit(pid, libc::RLIMIT_SIGPENDING, 0)?;
+    queue(pid, libc::SI_QUEUE)
 }

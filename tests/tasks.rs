@@ -1,7 +1,6 @@
 //! Development tasks, and the one version of everything in the repository.
 
 use anyhow::{Context, Result, ensure};
-use harness::attacks::ATTACKS;
 use harness::build::{build_xtask, project, stdout_of};
 use harness::proc::children;
 use harness::sandbox;
@@ -88,9 +87,8 @@ fn contract_names_tests_that_exist() -> Result<()> {
         ensure!(tests.peek().is_some(), "no test: {row}");
         for (file, test) in tests {
             let source = read(&format!("tests/{file}.rs"))?;
-            let is_attack = file == "attacks" && ATTACKS.iter().any(|it| it.name == test);
             let words = |it: char| !it.is_alphanumeric() && it != '_';
-            ensure!(is_attack || source.split(words).any(|it| it == test), "no {file}::{test}");
+            ensure!(source.split(words).any(|it| it == test), "no {file}::{test}");
         }
     }
     let readme = read("README.md")?;

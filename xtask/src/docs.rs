@@ -3,7 +3,6 @@
 use crate::image::Selection;
 use crate::size;
 use anyhow::Result;
-use harness::attacks::{ATTACKERS, ATTACKS};
 use harness::target::TARGETS;
 use harness::{build, markdown};
 use indicatif::HumanCount;
@@ -11,7 +10,6 @@ use std::fs;
 
 /// Updates all tables.
 pub fn run() -> Result<()> {
-    update("security.md", "attacks", &attacks()?)?;
     update("platforms.md", "sizes", &size::table(&Selection::default())?)?;
     // This is the last because it needs compilers for all platforms.
     update("platforms.md", "platforms", &platforms()?)
@@ -21,16 +19,6 @@ pub fn run() -> Result<()> {
 fn update(document: &str, name: &str, table: &str) -> Result<()> {
     let path = build::project().join("docs").join(document);
     markdown::update_section(&path, &format!("cargo xtask docs: {name}"), table)
-}
-
-/// What a hostile container tries, and what comes of it.
-fn attacks() -> Result<String> {
-    let [user, _, _, root, ..] = &ATTACKERS;
-    let rows = ATTACKS.iter().map(|attack| {
-        let [user, root] = [user, root].map(|attacker| (attacker.outcome)(attack).to_owned());
-        [attack.attempt.to_owned(), user, root, format!("`{}`", attack.name)]
-    });
-    Ok(markdown::table(["attempt on PID 1", "by its user", "by root", "test"], rows))
 }
 
 /// The platforms, the size of the program on each, and where it has been tested.

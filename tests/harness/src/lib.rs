@@ -1,7 +1,6 @@
 //! What tests and development commands share: how the product is built and for which targets,
 //! sandboxes to run it in, and helper processes inside of them.
 
-pub mod attacks;
 pub mod build;
 pub mod calls;
 pub mod cgroup;
