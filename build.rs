@@ -46,6 +46,11 @@ fn main() -> io::Result<()> {
 /// Sets the linker, its script and its options, for the binary only. (RUSTFLAGS would apply to build
 /// scripts, too.)
 fn link(script: &Path, arch: &str) -> io::Result<()> {
+    // Where cargo reads the name of the linker.
+    let triple = variable("TARGET").to_uppercase().replace(['-', '.'], "_");
+    println!("cargo::rerun-if-env-changed=CARGO_TARGET_{triple}_LINKER");
+    println!("cargo::rerun-if-changed=.cargo");
+
     let linker = Linker::from_environment();
     let mut options = match linker.choose(arch) {
         Ok(options) => options,
@@ -146,12 +151,20 @@ impl Linker {
             "s390x" => (18, "elf64_s390"),
             _ => (14, "elf_x86_64"),
         };
-        // The toolchain's own lld, if there is one in that folder, or else the system's.
-        let own = Path::new(&rustc("--print=sysroot")).join("lib/rustlib").join(variable("HOST"));
-        let own = format!("-B{}", own.join("bin/gcc-ld").display());
-        let lld = vec!["-fuse-ld=lld".into(), own, format!("-Wl,-m{emulation}")];
-        let choices = if self.is_chosen { vec![vec![]] } else { vec![lld, vec![]] };
-
+        let mut choices = Vec::new();
+        if !self.is_chosen {
+            // The toolchain's own lld, then the system's: compilers for another architecture do not
+            // look there themselves.
+            let own = Path::new(&rustc("--print=sysroot")).join("lib/rustlib");
+            let mut folders = vec![own.join(variable("HOST")).join("bin/gcc-ld")];
+            folders.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
+            folders.retain(|folder| folder.join("ld.lld").exists());
+            for folder in folders {
+                let folder = format!("-B{}", folder.display());
+                choices.push(vec!["-fuse-ld=lld".into(), folder, format!("-Wl,-m{emulation}")]);
+            }
+        }
+        choices.push(Vec::new());
         let mut version = String::new();
         for options in choices {
             version = self.version(&options);
