@@ -4,7 +4,6 @@
 pub mod attacks;
 pub mod build;
 pub mod calls;
-pub mod cgroup;
 pub mod helper;
 pub mod markdown;
 pub mod orphans;
