@@ -12,7 +12,7 @@ use harness::helper;
 use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon};
 use harness::proc::{TIMEOUT, activity, anonymous, children, is_asleep, state, wait_until};
-use harness::sandbox::{self, End, STOPPED, Sandbox, Setup, WARNING};
+use harness::sandbox::{self, End, IGNORED, STOPPED, Sandbox, Setup, WARNING};
 use harness::seccomp::refuse;
 use harness::target::TARGETS;
 use harness::tests;
@@ -50,6 +50,7 @@ const TESTS: &[Test] = tests![
     full_standard_streams_are_tolerated,
     stdout_without_reader_is_tolerated,
     stderr_without_reader_is_tolerated,
+    full_pipe_as_stderr_is_tolerated,
     exit_ends_all_processes_of_the_namespace,
     refused_disposition_is_fatal,
     not_pid_1_warns,
@@ -58,7 +59,7 @@ const TESTS: &[Test] = tests![
     version_and_help_are_printed,
     failed_write_to_stdout_exits_with_1,
     partial_write_to_stdout_exits_with_1,
-    unknown_arguments_are_refused,
+    unknown_arguments_are_ignored,
 ];
 
 /// Tests that differ in what they do, and not in what they check.
@@ -334,6 +335,20 @@ fn stderr_without_reader_is_tolerated(setup: &Setup) -> Result<()> {
     setup.asleep()?.stops(Signal::SIGTERM, "")
 }
 
+/// Nobody reads from the pipe, and nobody closes it, so a write would wait forever.
+fn full_pipe_as_stderr_is_tolerated(setup: &Setup) -> Result<()> {
+    for not_pid_1 in [false, true] {
+        let (reader, mut writer) = io::pipe()?;
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+        while writer.write(&[b'.'; 4096]).is_ok() {}
+        fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()))?;
+        let setup = Setup { not_pid_1, stderr: stream(writer), ..setup.clone() };
+        setup.asleep()?.stops(Signal::SIGTERM, "")?;
+        drop(reader);
+    }
+    Ok(())
+}
+
 /// All datagrams that were sent to a socket, whose other end is closed by now.
 fn datagrams(socket: UnixDatagram) -> Result<Vec<String>> {
     socket.set_nonblocking(true)?;
@@ -490,36 +505,32 @@ fn partial_write_to_stdout_exits_with_1(setup: &Setup) -> Result<()> {
 
 helper!(LIMIT_FILES = |_| Ok(setrlimit(Resource::RLIMIT_FSIZE, 512, 512)?));
 
-fn unknown_arguments_are_refused(setup: &Setup) -> Result<()> {
-    let is_refused = |arguments: &[&[u8]]| {
-        let words: Vec<_> = arguments.iter().map(|word| OsStr::from_bytes(word)).collect();
-        let result = run(with_arguments(setup, &words))?;
-        let stderr =
-            [b"pause: unknown argument: ", arguments[0], b"\nTry pause --help.\n"].concat();
-        let argument = String::from_utf8_lossy(arguments[0]);
-        ensure!(result == (Ok(64), vec![], stderr), "{argument:.40}: {result:?}");
-        Ok(())
+fn unknown_arguments_are_ignored(setup: &Setup) -> Result<()> {
+    let is_ignored = |arguments: &[&[u8]]| {
+        let arguments = arguments.iter().map(|word| OsStr::from_bytes(word).to_owned()).collect();
+        let sandbox = Setup { arguments, ..setup.clone() }.asleep()?;
+        sandbox.stops(Signal::SIGTERM, &format!("{IGNORED}{STOPPED}"))
     };
-    for argument in ["", "-", "--", "-x", "-H", "-vv", "--versio", "--versions", "--version "] {
-        is_refused(&[argument.as_bytes()])?;
+    for argument in ["", "-", "--", "-P", "-H", "-vv", "--versio", "--versions", "--version "] {
+        is_ignored(&[argument.as_bytes()]).context(argument)?;
     }
-    is_refused(&[b"/pause"])?;
-    is_refused(&[b"x", b"--version"])?;
-    is_refused(&[b"\xff\xfe\x80 not UTF-8 \n\x1b[31m"])?;
-    is_refused(&[&[b'x'; 60_000]])?;
-    is_refused(&[&b"--nothing"[..]; 10_000])?;
+    is_ignored(&[b"x", b"--version"])?;
+    is_ignored(&[b"\xff\xfe\x80 not UTF-8 \n\x1b[31m"])?;
+    is_ignored(&[&[b'x'; 60_000]])?;
+    is_ignored(&[&b"--nothing"[..]; 10_000])?;
     // A single wrong byte.
     for known in ["-v", "-V", "--version", "-h", "--help"] {
         for index in 0..known.len() {
             let mut argument = known.as_bytes().to_vec();
             argument[index] ^= 1;
-            is_refused(&[&argument])?;
+            is_ignored(&[&argument])?;
         }
     }
-    // The message is one write.
+    // Each message is one write.
     let (near, far) = UnixDatagram::pair()?;
-    Setup { stderr: stream(far), ..with_arguments(setup, &["x"]) }.start()?.ends(64, "")?;
+    let setup = Setup { stderr: stream(far), ..with_arguments(setup, &["x"]) };
+    setup.asleep()?.stops(Signal::SIGTERM, "")?;
     let messages = datagrams(near)?;
-    ensure!(messages == ["pause: unknown argument: x\nTry pause --help.\n"], "{messages:?}");
+    ensure!(messages == [WARNING, IGNORED, STOPPED], "{messages:?}");
     Ok(())
 }

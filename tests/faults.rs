@@ -1,5 +1,5 @@
-//! What goes wrong around the process, tried on the release binary: system calls that fail, limits
-//! that are exhausted, signals at a bad time.
+//! What goes wrong around the process, tried on the release binary: system calls that fail, and signals
+//! at a bad time.
 //!
 //! Each trial is a helper in a sandbox that starts many processes of `/pause`, see [`Spawn`], as PID 1
 //! and not as PID 1. Only the native freestanding binary is tried: the hosted flavor and emulators make
@@ -10,11 +10,10 @@
 use anyhow::{Context, Result, bail, ensure};
 use harness::build::Flavor;
 use harness::calls::{self, Call, Refused};
-use harness::cgroup::Cgroup;
 use harness::helper;
 use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::number;
-use harness::proc::{LIMITS, SLEEPING_CALL, children, is_asleep, set_limit, wait_until};
+use harness::proc::{SLEEPING_CALL, children, is_asleep, wait_until};
 use harness::sandbox::{self, End, STOPPED, Sandbox, Setup, USER, WARNING, become_user};
 use harness::trial::{Trials, obstacle};
 use harness::{seccomp, tests};
@@ -24,7 +23,7 @@ use nix::sys::prctl::set_pdeathsig;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, SysconfVar, dup2_stderr, execve, getppid, sysconf, write};
+use nix::unistd::{Pid, dup2_stderr, execv, getppid};
 use procfs::process::Process;
 use std::ffi::{CStr, OsString};
 use std::fs::File;
@@ -35,7 +34,6 @@ use std::{mem, thread};
 
 helper!(INSIDE = inside);
 helper!(REFUSED = refused);
-helper!(IN_CGROUP = in_cgroup);
 
 /// A trial that needs nothing but a sandbox. It is run as PID 1, and as another process.
 type InSandbox = (&'static str, fn(bool) -> Result<()>);
@@ -43,19 +41,8 @@ type InSandbox = (&'static str, fn(bool) -> Result<()>);
 const IN_SANDBOX: &[InSandbox] = tests![
     its_system_calls_are_those_listed,
     the_listed_system_calls_are_enough,
+    exits_without_exit_group,
     sigterm_before_any_instruction,
-    limits_of_zero,
-    little_address_space,
-    little_stack,
-];
-
-/// A trial that needs a control group: what it is called, the group's controller, and what to do.
-type InCgroup = (&'static str, &'static str, fn(&Cgroup) -> Result<()>);
-
-const IN_CGROUPS: &[InCgroup] = &[
-    ("little_memory", "memory", little_memory),
-    ("little_cpu_time", "cpu", little_cpu_time),
-    ("pids_limit_reached", "pids", pids_limit_reached),
 ];
 
 fn main() -> ExitCode {
@@ -68,11 +55,6 @@ fn main() -> ExitCode {
     for (index, call) in calls::until_asleep(false).enumerate() {
         let run = move || run_in_sandbox(&REFUSED, &index.to_string());
         trials.add(format!("freestanding::refused::{}", call.name), no_sandbox.clone(), run);
-    }
-    for (name, controller, run) in IN_CGROUPS {
-        let no_group = no_sandbox.clone().or_else(|| obstacle(Cgroup::new(controller)));
-        let run = || run(&Cgroup::new(controller)?);
-        trials.add(format!("freestanding::{name}"), no_group, run);
     }
     trials.run()
 }
@@ -229,9 +211,24 @@ fn the_listed_system_calls_are_enough(is_init: bool) -> Result<()> {
     };
     let start = Spawn { is_init, argument: None, prepare: &prepare };
     reaps_and_stops(start.spawn()?, &messages(is_init))?;
-    for (argument, code) in [(c"--version", 0), (c"--help", 0), (c"x", 64)] {
+    for argument in [c"--version", c"--help"] {
         let (end, _) = Spawn { argument: Some(argument), ..start }.spawn()?.wait_with_stderr()?;
-        ensure!(end == Ok(code), "{argument:?}: {end:?}");
+        ensure!(end == Ok(0), "{argument:?}: {end:?}");
+    }
+    Ok(())
+}
+
+/// Refuses exit_group(2), then exit(2) as well: the process ends all the same.
+fn exits_without_exit_group(is_init: bool) -> Result<()> {
+    let calls = [libc::SYS_exit_group, libc::SYS_exit];
+    for (refused, expected) in [(&calls[..1], Ok(0)), (&calls, Err(Signal::SIGILL))] {
+        let prepare =
+            || refused.iter().try_for_each(|&call| seccomp::refuse(call, None, libc::EPERM));
+        let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
+        process.wait_settled()?;
+        process.signal(Signal::SIGTERM)?;
+        let (end, stderr) = process.wait_with_stderr()?;
+        ensure!(end == expected && stderr == messages(is_init), "{end:?}, {stderr:?}");
     }
     Ok(())
 }
@@ -302,119 +299,6 @@ fn early(mut process: PauseProcess) -> Result<Early> {
     Ok((sleeps, process.wait_with_stderr()?.0))
 }
 
-// Starvation.
-
-/// Lives with what `prepare` leaves it: true if it slept and stopped as always, false if the kernel
-/// did not let it come to its first instruction, or killed it for lack of memory.
-fn lives(is_init: bool, prepare: &dyn Fn() -> Result<()>) -> Result<bool> {
-    let mut process = Spawn { is_init, argument: None, prepare }.spawn_traced()?;
-    if process.has_ended() {
-        return Ok(false);
-    }
-    // (Killed in this moment it cannot be let go.)
-    let _ = ptrace::detach(process.pid, None);
-    process.wait_settled()?;
-    process.signal(Signal::SIGTERM)?;
-    let (end, said) = process.wait_with_stderr()?;
-    let is_well = end == Ok(0) && said == messages(is_init);
-    // Nobody sends this signal but the kernel's OOM killer.
-    ensure!(is_well || end == Err(Signal::SIGKILL), "{end:?}, {said:?}");
-    Ok(end.is_ok())
-}
-
-/// Sets each limit to nothing, but those of which the next two trials look for the least.
-fn limits_of_zero(is_init: bool) -> Result<()> {
-    let searched = [libc::RLIMIT_AS, libc::RLIMIT_STACK];
-    for resource in LIMITS.filter(|resource| !searched.contains(resource)) {
-        let lived = lives_within(resource, 0, is_init)?;
-        // The kernel kills what has no time left when a tick of its clock meets it.
-        ensure!(lived || resource == libc::RLIMIT_CPU, "no exec with a limit {resource} of 0");
-    }
-    Ok(())
-}
-
-/// Allows no page of address space, one page, and so on until there is more than enough.
-fn little_address_space(is_init: bool) -> Result<()> {
-    let lived = pages(0).map(|bytes| lives_within(libc::RLIMIT_AS, bytes, is_init));
-    let lived = lived.collect::<Result<Vec<_>>>()?;
-    ensure!(lived.contains(&true) && lived.contains(&false), "all limits are alike: {lived:?}");
-    Ok(())
-}
-
-/// Allows the stack that the kernel needs to deliver a signal, whatever program it is for, and more.
-fn little_stack(is_init: bool) -> Result<()> {
-    // SAFETY: reads what the kernel told this process at its start; 0 where it tells nothing.
-    let frame = unsafe { libc::getauxval(libc::AT_MINSIGSTKSZ) };
-    // `arch_align_stack` in the kernel's process.c begins up to so far below the top.
-    let randomized = 8192;
-    // What execve(2) puts there, and the frames of the program.
-    let used = 4096;
-    for bytes in pages(frame.max(4096) + randomized + used) {
-        ensure!(lives_within(libc::RLIMIT_STACK, bytes, is_init)?, "no exec with {bytes}");
-    }
-    Ok(())
-}
-
-/// Sizes in bytes, from `least` on in whole pages.
-fn pages(least: u64) -> impl Iterator<Item = u64> {
-    let size = sysconf(SysconfVar::PAGE_SIZE).ok().flatten().expect("a page has a size") as u64;
-    (least.div_ceil(size)..).take(200).map(move |pages| pages * size)
-}
-
-fn lives_within(resource: u32, bytes: u64, is_init: bool) -> Result<bool> {
-    lives(is_init, &|| Ok(set_limit(Pid::this(), resource, bytes).map(drop)?))
-        .with_context(|| format!("the limit {resource} is {bytes}"))
-}
-
-/// Runs [`IN_CGROUP`], which enters the control group by its stdin.
-fn run_in_cgroup(group: &Cgroup, arguments: &[&str]) -> Result<String> {
-    let sandbox = sandbox()?;
-    let mut command = sandbox.command(&IN_CGROUP);
-    let output = command.args(arguments).stdin(group.procs_file()?).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// Lives in the control group, with an argument beside as many processes as there may be.
-fn in_cgroup(arguments: &[OsString]) -> Result<()> {
-    let prepare = || {
-        write(io::stdin(), b"0")?;
-        while !arguments.is_empty() && spawn_child().is_ok() {}
-        Ok(())
-    };
-    for is_init in [true, false] {
-        print!("{} ", lives(is_init, &prepare)?);
-    }
-    Ok(())
-}
-
-fn little_memory(group: &Cgroup) -> Result<()> {
-    let mut lived = String::new();
-    for kib in (0..512).step_by(16) {
-        let bytes = (kib * 1024).to_string();
-        group.set(("memory.limit_in_bytes", &bytes), ("memory.max", &bytes))?;
-        lived += &run_in_cgroup(group, &[]).with_context(|| format!("{kib} KiB"))?;
-    }
-    ensure!(lived.contains("true") && lived.contains("false"), "{lived}");
-    Ok(())
-}
-
-fn little_cpu_time(group: &Cgroup) -> Result<()> {
-    // The least that the kernel takes: a millisecond in each second.
-    group.set(("cpu.cfs_period_us", "1000000"), ("cpu.max", "1000 1000000"))?;
-    group.set(("cpu.cfs_quota_us", "1000"), ("cpu.max", "1000 1000000"))?;
-    let lived = run_in_cgroup(group, &[])?;
-    ensure!(lived == "true true ", "{lived}");
-    Ok(())
-}
-
-fn pids_limit_reached(group: &Cgroup) -> Result<()> {
-    group.set(("pids.max", "100"), ("pids.max", "100"))?;
-    let lived = run_in_cgroup(group, &["full"])?;
-    ensure!(lived == "true true ", "{lived}");
-    Ok(())
-}
-
 // Processes.
 
 /// How to start a process.
@@ -434,13 +318,11 @@ impl Spawn<'_> {
         let (stderr, writer) = io::pipe()?;
         let flags = if self.is_init { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
         let words: Vec<_> = [c"/pause"].into_iter().chain(self.argument).collect();
-        // The environment is empty, because its size matters where there is little stack.
-        let environment: [&CStr; 0] = [];
         let pid = spawn_with(flags, Some(libc::SIGCHLD), || {
             dup2_stderr(&writer)?;
             become_user(USER)?;
             (self.prepare)()?;
-            match execve(words[0], &words, &environment).context("cannot start /pause")? {}
+            match execv(words[0], &words).context("cannot start /pause")? {}
         })?;
         Ok(PauseProcess { pid, stderr, status: None })
     }

@@ -4,7 +4,6 @@
 use super::{Error, MAX_FD_FALLBACK};
 use libc::{c_char, c_int, siginfo_t};
 use std::ffi::CStr;
-pub use std::io::IoSlice;
 use std::{io, ptr};
 
 /// The entry point. It replaces std's, which opens a closed stdout as /dev/null, so that `--version`
@@ -43,10 +42,11 @@ pub fn write(fd: c_int, text: &[u8]) -> Result<usize, Error> {
     check(unsafe { libc::write(fd, text.as_ptr().cast(), text.len()) })
 }
 
-/// Writes the parts to descriptor `fd` as one message: writev(2).
-pub fn write_parts(fd: c_int, parts: &[IoSlice]) -> Result<usize, Error> {
-    // SAFETY: std gives IoSlice the layout of iovec, and the call only reads.
-    check(unsafe { libc::writev(fd, parts.as_ptr().cast(), parts.len() as c_int) })
+/// Whether a write to descriptor `fd` would have to wait: poll(2).
+pub fn would_block(fd: c_int) -> bool {
+    let mut stream = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: `stream` is one pollfd.
+    unsafe { libc::poll(&mut stream, 1, 0) == 0 }
 }
 
 /// Ends the process with `code`, from a signal handler too: _exit(2).
@@ -63,23 +63,10 @@ pub fn handle(signal: c_int, handler: extern "C" fn(c_int, &siginfo_t)) -> Resul
 }
 
 /// Ignores `signal`: sigaction(2).
-fn ignore(signal: c_int, flags: c_int) -> Result<(), Error> {
-    // SAFETY: a zeroed sigaction has no flag and an empty mask.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = libc::SIG_IGN;
-    action.sa_flags = flags;
-    // SAFETY: `action` is complete, and the old one is not asked for.
-    check(unsafe { libc::sigaction(signal, &action, ptr::null_mut()) } as isize).map(drop)
-}
-
-/// Makes a write without a reader fail with EPIPE instead of killing: SIGPIPE in signal(7).
-pub fn ignore_sigpipe() {
-    let _ = ignore(libc::SIGPIPE, 0);
-}
-
-/// Lets the kernel reap each child at the moment it exits: SA_NOCLDWAIT in sigaction(2).
-pub fn ignore_sigchld() -> Result<(), Error> {
-    ignore(libc::SIGCHLD, libc::SA_NOCLDWAIT)
+pub fn ignore(signal: c_int) -> Result<(), Error> {
+    // SAFETY: no handler is installed.
+    let old = unsafe { libc::signal(signal, libc::SIG_IGN) };
+    if old == libc::SIG_ERR { Err(Error) } else { Ok(()) }
 }
 
 /// Unblocks every signal: sigprocmask(2).

@@ -2,7 +2,7 @@
 
 use super::Abi;
 use core::arch::{asm, global_asm};
-use core::ffi::{c_int, c_long};
+use core::ffi::c_long;
 use core::mem::MaybeUninit;
 
 // At the entry the stack pointer is aligned to 16 bytes (the kernel's fs/binfmt_elf.c,
@@ -44,6 +44,11 @@ impl Abi for Arch {
         result as isize
     }
 
+    fn trap() -> ! {
+        // SAFETY: the kernel kills the process.
+        unsafe { asm!("udf #0", options(noreturn)) }
+    }
+
     #[inline(always)]
     unsafe fn sleep(start: usize, length: usize) -> ! {
         // SAFETY: the caller's promise; pause takes no argument.
@@ -67,16 +72,4 @@ impl Abi for Arch {
             );
         }
     }
-}
-
-/// Compares `length` bytes: 0 if they are the same. LLVM, which compares slices in line on other
-/// architectures, calls this one here.
-///
-/// # Safety
-///
-/// Both pointers are good for reading that many bytes.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn bcmp(one: *const u8, other: *const u8, length: usize) -> c_int {
-    // SAFETY: the caller's promise.
-    (0..length).any(|at| unsafe { one.add(at).read() != other.add(at).read() }).into()
 }

@@ -9,9 +9,9 @@ use super::arch::Arch;
 use core::mem::offset_of;
 use core::ptr;
 #[cfg(target_pointer_width = "32")]
-use libc::Elf32_Ehdr as Elf;
+use libc::{Elf32_Ehdr as Elf, Elf32_Shdr as Section};
 #[cfg(target_pointer_width = "64")]
-use libc::Elf64_Ehdr as Elf;
+use libc::{Elf64_Ehdr as Elf, Elf64_Shdr as Section};
 
 /// `e_ident`: address size, byte order and version of the format.
 const CLASS: u8 = if size_of::<usize>() == 4 { libc::ELFCLASS32 } else { libc::ELFCLASS64 };
@@ -35,7 +35,8 @@ static HEADERS: Headers = Headers {
         e_ehsize: size_of::<Elf>() as u16,
         e_phentsize: size_of::<Segment>() as u16,
         e_phnum: 2,
-        e_shentsize: 0,
+        // There are no sections, but ClamAV calls a file with another size broken.
+        e_shentsize: size_of::<Section>() as u16,
         e_shnum: 0,
         e_shstrndx: 0,
     },

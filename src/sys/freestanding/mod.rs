@@ -16,7 +16,6 @@ mod header;
 use super::{Error, MAX_FD_FALLBACK};
 use arch::Arch;
 use core::ffi::{CStr, c_int, c_long, c_ulong};
-use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::panic::PanicInfo;
 use libc::siginfo_t;
@@ -48,6 +47,9 @@ trait Abi {
     ///
     /// The arguments that `number` takes are initialized and right for it.
     unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isize;
+
+    /// Executes an instruction that the kernel answers with a fatal signal.
+    fn trap() -> !;
 
     /// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps: pause(2), or ppoll(2)
     /// on nothing and without a timeout where an architecture has no pause. Sleeps again after EINTR;
@@ -110,6 +112,19 @@ fn panic(_: &PanicInfo) -> ! {
     something_can_panic()
 }
 
+/// Compares `length` bytes: 0 if they are the same. LLVM calls it on arm; on other architectures it
+/// compares slices in line.
+///
+/// # Safety
+///
+/// Both pointers are good for reading that many bytes.
+#[cfg(target_arch = "arm")]
+#[unsafe(no_mangle)]
+unsafe extern "C" fn bcmp(one: *const u8, other: *const u8, length: usize) -> c_int {
+    // SAFETY: the caller's promise.
+    (0..length).any(|at| unsafe { one.add(at).read() != other.add(at).read() }).into()
+}
+
 /// Makes a system call: syscall(2). A result from -4095 to -1 is an errno, see intro(2).
 ///
 /// It is inlined, so that a call is one instruction and the loading of its registers. Registers that
@@ -130,18 +145,6 @@ unsafe fn syscall<const N: usize>(number: c_long, arguments: [usize; N]) -> Resu
     if result < 0 { Err(Error) } else { Ok(result as usize) }
 }
 
-/// Bytes to write, in the layout of `struct iovec`: core has no `std::io::IoSlice`.
-#[repr(transparent)]
-pub struct IoSlice<'a>(libc::iovec, PhantomData<&'a [u8]>);
-
-impl<'a> IoSlice<'a> {
-    /// Wraps `bytes`.
-    pub fn new(bytes: &'a [u8]) -> Self {
-        let iov_base = bytes.as_ptr().cast_mut().cast();
-        Self(libc::iovec { iov_base, iov_len: bytes.len() }, PhantomData)
-    }
-}
-
 /// Writes `text` to descriptor `fd`: write(2).
 ///
 /// Every error is possible (EBADF: closed, EPIPE: no reader, ENOSPC: full, EAGAIN, EIO). On stdout
@@ -151,18 +154,39 @@ pub fn write(fd: c_int, text: &[u8]) -> Result<usize, Error> {
     unsafe { syscall(libc::SYS_write, [fd as usize, text.as_ptr() as usize, text.len()]) }
 }
 
-/// Writes the parts to descriptor `fd` as one message: writev(2). The errors are the same.
-pub fn write_parts(fd: c_int, parts: &[IoSlice]) -> Result<usize, Error> {
-    // SAFETY: `parts` are iovecs over live slices, and the kernel only reads them.
-    unsafe { syscall(libc::SYS_writev, [fd as usize, parts.as_ptr() as usize, parts.len()]) }
+/// Whether a write to descriptor `fd` would have to wait: poll(2) without waiting, or ppoll(2) where an
+/// architecture has no poll.
+///
+/// Errors: EINVAL (RLIMIT_NOFILE is 0), ENOMEM; those of a seccomp filter. They mean no: the write is
+/// tried.
+pub fn would_block(fd: c_int) -> bool {
+    let mut stream = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    let stream = &raw mut stream as usize;
+    #[cfg(not(any(
+        target_arch = "aarch64",
+        target_arch = "loongarch64",
+        target_arch = "riscv64"
+    )))]
+    // SAFETY: `stream` is one pollfd; the timeout is zero.
+    let ready = unsafe { syscall(libc::SYS_poll, [stream, 1, 0]) };
+    #[cfg(any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64"))]
+    // SAFETY: `stream` is one pollfd; the timeout is zero and only read on these 64-bit architectures; there
+    // is no mask, so its size is not looked at.
+    let ready = unsafe {
+        let timeout = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        syscall(libc::SYS_ppoll, [stream, 1, &raw const timeout as usize, 0])
+    };
+    matches!(ready, Ok(0))
 }
 
-/// Exits with `code`: exit_group(2), which has no errors and does not return.
+/// Exits with `code`: exit_group(2), which has no errors and does not return. If a seccomp filter refuses
+/// it, the only thread exits, exit(2), or a trap kills the process: trying again would occupy a CPU.
 pub fn exit(code: c_int) -> ! {
-    loop {
-        // SAFETY: nothing needs a cleanup.
-        let _ = unsafe { syscall(libc::SYS_exit_group, [code as usize]) };
-    }
+    // SAFETY: nothing needs a cleanup.
+    let _ = unsafe { syscall(libc::SYS_exit_group, [code as usize]) };
+    // SAFETY: as above.
+    let _ = unsafe { syscall(libc::SYS_exit, [code as usize]) };
+    Arch::trap()
 }
 
 /// The kernel's own `struct sigaction`, which is not libc's.
@@ -180,10 +204,10 @@ type SignalSet = [usize; 8 / size_of::<usize>()];
 /// Sets the disposition of `signal`: rt_sigaction(2), see sigaction(2).
 ///
 /// Errors: EINVAL (no such signal), EFAULT; with these arguments only those of a seccomp filter.
-fn set_action(signal: c_int, handler: usize, flags: c_int) -> Result<(), Error> {
+fn set_action(signal: c_int, handler: usize) -> Result<(), Error> {
     let action = Action {
         handler,
-        flags: flags as c_ulong | Arch::SA_RESTORER,
+        flags: libc::SA_SIGINFO as c_ulong | Arch::SA_RESTORER,
         restorer: [Arch::restorer(); Arch::RESTORER_FIELDS],
         // Block all signals in the handler, so that messages do not interleave.
         mask: [usize::MAX; 8 / size_of::<usize>()],
@@ -193,21 +217,16 @@ fn set_action(signal: c_int, handler: usize, flags: c_int) -> Result<(), Error> 
     unsafe { syscall(libc::SYS_rt_sigaction, arguments) }.map(drop)
 }
 
-/// Calls `handler` when `signal` arrives: sigaction(2). An error is fatal.
+/// Calls `handler` when `signal` arrives: sigaction(2).
 pub fn handle(signal: c_int, handler: extern "C" fn(c_int, &siginfo_t)) -> Result<(), Error> {
-    set_action(signal, handler as usize, libc::SA_SIGINFO)
+    set_action(signal, handler as usize)
 }
 
-/// Makes a write without a reader fail with EPIPE instead of killing the process: SIGPIPE in
-/// signal(7). An error is ignored: the signal does not kill PID 1 anyway.
-pub fn ignore_sigpipe() {
-    let _ = set_action(libc::SIGPIPE, libc::SIG_IGN, 0);
-}
-
-/// Lets the kernel reap each child at the moment it exits, the adopted ones too: SIG_IGN and
-/// SA_NOCLDWAIT in sigaction(2), `do_notify_parent` in the kernel's signal.c. An error is fatal.
-pub fn ignore_sigchld() -> Result<(), Error> {
-    set_action(libc::SIGCHLD, libc::SIG_IGN, libc::SA_NOCLDWAIT)
+/// Ignores `signal`: SIG_IGN in sigaction(2). With SIGPIPE ignored, a write without a reader fails with
+/// EPIPE. With SIGCHLD ignored, the kernel reaps each child at the moment it exits, the adopted ones too
+/// (`do_notify_parent` in its signal.c).
+pub fn ignore(signal: c_int) -> Result<(), Error> {
+    set_action(signal, libc::SIG_IGN)
 }
 
 /// Unblocks every signal: rt_sigprocmask(2), see sigprocmask(2).

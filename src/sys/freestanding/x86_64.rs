@@ -69,6 +69,11 @@ impl Abi for Arch {
         result
     }
 
+    fn trap() -> ! {
+        // SAFETY: the kernel kills the process.
+        unsafe { asm!("ud2", options(noreturn)) }
+    }
+
     #[inline(always)]
     unsafe fn sleep(start: usize, length: usize) -> ! {
         // SAFETY: the caller's promise; pause takes no argument.

@@ -35,18 +35,19 @@ use Refused::{AssumesNotInit, Continues, Fails, Silent};
 
 /// The calls until it sleeps, in their order.
 const CALLS: &[Call] = &[
+    call("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, Some(libc::PR_SET_DUMPABLE), Continues),
     call("rt_sigaction(SIGPIPE)", libc::SYS_rt_sigaction, Some(libc::SIGPIPE), Continues),
     call("rt_sigaction(SIGTERM)", libc::SYS_rt_sigaction, Some(libc::SIGTERM), NO_SIGTERM),
     call("rt_sigaction(SIGINT)", libc::SYS_rt_sigaction, Some(libc::SIGINT), NO_SIGINT),
     call("rt_sigprocmask", libc::SYS_rt_sigprocmask, None, Continues),
     call("rt_sigaction(SIGCHLD)", libc::SYS_rt_sigaction, Some(libc::SIGCHLD), NO_SIGCHLD),
     call("wait4", libc::SYS_wait4, None, Continues),
-    call("prctl(PR_SET_DUMPABLE)", libc::SYS_prctl, Some(libc::PR_SET_DUMPABLE), Continues),
     call("close_range", libc::SYS_close_range, None, Continues),
     call("chdir", libc::SYS_chdir, None, Continues),
     call("getpid", libc::SYS_getpid, None, AssumesNotInit),
-    not_pid_1(call("write", libc::SYS_write, None, Silent)),
     not_pid_1(call("prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, SUBREAPER, Continues)),
+    not_pid_1(call(POLL_NAME, POLL, None, NO_POLL)),
+    not_pid_1(call("write", libc::SYS_write, None, Silent)),
     call("madvise", libc::SYS_madvise, None, Continues),
     call(SLEEPING_NAME, SLEEPING_CALL, None, CANNOT_SLEEP),
 ];
@@ -56,11 +57,20 @@ const NO_SIGINT: Refused = Fails("pause: cannot handle SIGINT\n");
 const NO_SIGCHLD: Refused = Fails("pause: cannot ignore SIGCHLD\n");
 const CANNOT_SLEEP: Refused = Fails("pause: cannot pause\n");
 const SUBREAPER: Option<i32> = Some(libc::PR_SET_CHILD_SUBREAPER);
+/// What looks whether a message can be written. Some architectures have one call for that and to sleep.
+const POLL: i64 = cfg_select! {
+    any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64") => {
+        libc::SYS_ppoll
+    }
+    _ => libc::SYS_poll,
+};
+const POLL_NAME: &str = if POLL == SLEEPING_CALL { "ppoll(stderr)" } else { "poll" };
+const NO_POLL: Refused = if POLL == SLEEPING_CALL { CANNOT_SLEEP } else { Continues };
 const SLEEPING_NAME: &str = if SLEEPING_CALL == libc::SYS_ppoll { "ppoll" } else { "pause" };
 
 /// The calls of the handler when it exits. It makes the first only if the sender is inside of the PID
 /// namespace.
-pub const END: [i64; 3] = [libc::SYS_getpid, libc::SYS_write, libc::SYS_exit_group];
+pub const END: [i64; 4] = [libc::SYS_getpid, POLL, libc::SYS_write, libc::SYS_exit_group];
 
 /// The calls of PID 1 when it ignores a signal.
 pub const IGNORE: [i64; 3] = [libc::SYS_getpid, libc::SYS_rt_sigreturn, SLEEPING_CALL];
@@ -80,7 +90,7 @@ pub fn until_asleep(is_init: bool) -> impl Iterator<Item = &'static Call> {
 
 /// The numbers of all calls that it ever makes.
 pub fn all() -> impl Iterator<Item = i64> {
-    // In place of close_range(2) where that is missing, and for an unknown argument.
-    let others = [libc::SYS_close, libc::SYS_writev];
+    // In place of close_range(2) and exit_group(2) where they are refused.
+    let others = [libc::SYS_close, libc::SYS_exit];
     until_asleep(false).map(|call| call.number).chain(END).chain(IGNORE).chain(others)
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use linkme::distributed_slice;
 use nix::libc;
 use nix::sched::{CloneFlags, clone};
+use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::unistd::Pid;
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -52,8 +53,19 @@ pub fn dispatch() {
     if arguments.next().as_deref() == Some(OsStr::new(FLAG)) {
         let name = arguments.next().unwrap_or_default();
         let arguments: Vec<OsString> = arguments.collect();
+        restore_signals().expect("dispositions can be set");
         exit(run(&name, &arguments));
     }
+}
+
+/// Undoes what nohup(1), a shell or another parent has done to signals: what a process inherits would
+/// decide what they do to it.
+fn restore_signals() -> Result<()> {
+    for number in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
+        // SAFETY: no handler is installed.
+        unsafe { signal(number, SigHandler::SigDfl)? };
+    }
+    Ok(SigSet::empty().thread_set_mask()?)
 }
 
 /// Runs the helper `name` in this process and returns its exit code. Errors go to stderr.

@@ -3,7 +3,6 @@
 
 pub mod build;
 pub mod calls;
-pub mod cgroup;
 pub mod helper;
 pub mod markdown;
 pub mod orphans;

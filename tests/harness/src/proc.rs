@@ -53,9 +53,14 @@ pub fn is_asleep(pid: Pid) -> bool {
     let stat = stat(Process::new(pid.as_raw()));
     let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
     let number = call.split(' ').next().and_then(|number| number.parse().ok());
-    stat.is_some_and(|stat| stat.comm == "pause" && stat.state == 'S')
+    // PID 1 sleeps, too, while it exits and waits for the rest of its namespace.
+    let is_exiting = |stat: &Stat| stat.flags & PF_EXITING != 0;
+    stat.is_some_and(|stat| stat.comm == "pause" && stat.state == 'S' && !is_exiting(&stat))
         && number.is_none_or(|number| SLEEPING_CALLS.contains(&number))
 }
+
+/// Flag of a process that exits: include/linux/sched.h of the kernel.
+const PF_EXITING: u32 = 4;
 
 /// The call that pause sleeps in on this machine.
 pub const SLEEPING_CALL: i64 = cfg_select! {

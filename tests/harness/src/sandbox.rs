@@ -42,6 +42,9 @@ pub const STOPPED: &str = "pause: SIGTERM\n";
 /// What `/pause` prints if it is not PID 1.
 pub const WARNING: &str = "pause: warning: not PID 1\n";
 
+/// What `/pause` prints if its first argument is unknown.
+pub const IGNORED: &str = "pause: warning: unknown argument ignored\n";
+
 /// How a process has ended: its exit code, or the signal that killed it.
 pub type End = Result<i32, Signal>;
 
