@@ -1,6 +1,6 @@
 module pause/kubernetes
 
-go 1.26.0
+go 1.26.8
 
 require k8s.io/kubernetes v1.37.2 // indirect
 
