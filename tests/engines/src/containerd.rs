@@ -21,9 +21,8 @@ use tokio::process::Command;
 /// Kubernetes' client for CRI, where `xtask engines` puts it.
 const CRICTL: &str = "/opt/kubernetes/crictl";
 
-/// Its configuration. A call may wait for many others.
-const CRICTL_SETTINGS: &str =
-    "runtime-endpoint: unix:///run/containerd/containerd.sock\ntimeout: 120\n";
+/// Where containerd answers, which crictl's own configuration names, too.
+const SOCKET: &str = "unix:///run/containerd/containerd.sock";
 
 /// containerd's own client, for the namespace of CRI.
 const CTR: &[&str] = &["ctr", "--namespace", "k8s.io"];
@@ -58,8 +57,9 @@ impl Column for Containerd {
     async fn start(name: Name, image: &Image) -> Result<Self> {
         let reason = "there is no crictl, which is built with Go 1.21 or later: https://go.dev/dl";
         ensure!(Path::new(CRICTL).exists(), Skip(reason));
-        fs::write("/etc/crictl.yaml", CRICTL_SETTINGS)?;
-        configure(&name.version().await?)?;
+        // A call may wait for many others.
+        fs::write("/etc/crictl.yaml", format!("runtime-endpoint: {SOCKET}\ntimeout: 120\n"))?;
+        configure(&name.version().await?, &image.reference)?;
         script("mkdir -p /opt/cni && ln -sfn /usr/lib/cni /opt/cni/bin", &[]).await?;
         Ok(Self {
             daemon: Daemon::start(&["containerd"], answers).await?,
@@ -120,7 +120,7 @@ impl Engine for Containerd {
             Sandbox::HostPid => OF_NODE,
         };
         // It is the configuration that names the image.
-        let config = file(&self.sandbox_config(name, pid))?;
+        let config = file(&sandbox_config(name, self.namespaces(pid)))?;
         let pause = crictl(["runp", &config.path().to_string_lossy()]).await?;
         Ok(Pod { name: name.to_owned(), pause })
     }
@@ -187,7 +187,7 @@ impl Engine for Containerd {
             "log_path": format!("{}-{name}", pod.name),
             "linux": { "resources": resources, "security_context": security_context },
         }))?;
-        let sandbox = file(&self.sandbox_config(&pod.name, OF_POD))?;
+        let sandbox = file(&sandbox_config(&pod.name, self.namespaces(OF_POD)))?;
         let files = [config.path().to_string_lossy(), sandbox.path().to_string_lossy()];
         let container = crictl(["create", "--no-pull", &pod.pause, &files[0], &files[1]]).await?;
         crictl(["start", &container]).await?;
@@ -243,21 +243,21 @@ impl Containerd {
         }
         namespaces
     }
+}
 
-    /// The pod `name`, as a kubelet describes it.
-    fn sandbox_config(&self, name: &str, pid: i32) -> Value {
-        json!({
-            "metadata": { "name": name, "uid": format!("uid-of-{name}"), "namespace": "default" },
-            "hostname": name,
-            "log_directory": "/var/log/pods",
-            "dns_config": { "servers": ["192.0.2.1"] },
-            "linux": {
-                "cgroup_parent": "/pods",
-                // Seccomp is the runtime's default.
-                "security_context": { "namespace_options": self.namespaces(pid), "seccomp": {} },
-            },
-        })
-    }
+/// The pod `name`, as a kubelet describes it.
+pub fn sandbox_config(name: &str, namespaces: Value) -> Value {
+    json!({
+        "metadata": { "name": name, "uid": format!("uid-of-{name}"), "namespace": "default" },
+        "hostname": name,
+        "log_directory": "/var/log/pods",
+        "dns_config": { "servers": ["192.0.2.1"] },
+        "linux": {
+            "cgroup_parent": "/pods",
+            // Seccomp is the runtime's default.
+            "security_context": { "namespace_options": namespaces, "seccomp": {} },
+        },
+    })
 }
 
 /// The process of a container, if it is there.
@@ -284,9 +284,13 @@ pub async fn exit_code(id: &str) -> Result<i64> {
     .await
 }
 
-/// Whether the daemon does, and is ready for pods.
 async fn answers() -> bool {
-    let info = crictl(["info", "--output=json"]).await;
+    is_ready(SOCKET).await
+}
+
+/// Whether the daemon behind `socket` answers, and is ready for pods.
+pub async fn is_ready(socket: &str) -> bool {
+    let info = crictl(["--runtime-endpoint", socket, "info", "--output=json"]).await;
     let info: Option<Value> = info.ok().and_then(|info| serde_json::from_str(&info).ok());
     let conditions = info.as_ref().and_then(|info| info["status"]["conditions"].as_array());
     conditions.is_some_and(|all| all.iter().all(|condition| condition["status"] == true))
@@ -320,34 +324,41 @@ pub async fn inspect(verb: &str, name: &str) -> Result<Value> {
 }
 
 /// A file for crictl.
-fn file(config: &Value) -> Result<NamedTempFile> {
+pub fn file(config: &Value) -> Result<NamedTempFile> {
     let mut file = NamedTempFile::new_in("/var/tmp")?;
     file.write_all(config.to_string().as_bytes())?;
     Ok(file)
 }
 
+/// The file in `deploy/` with `image` in the place of its example.
+pub fn deployed(file: &str, image: &str) -> Result<String> {
+    let path = project().join("deploy").join(file);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let example = format!("registry.example/infra/pause:{}", env!("CARGO_PKG_VERSION"));
+    ensure!(text.contains(&example), "{} does not name {example}", path.display());
+    Ok(text.replace(&example, image))
+}
+
 /// Installs the file in `deploy/` for containerd's `version`, and the network.
-fn configure(version: &str) -> Result<()> {
+fn configure(version: &str, image: &str) -> Result<()> {
     // Sandboxes want to be the last to go when memory runs out, and that is a privilege.
     let restrict = match host::has_cap_sys_resource()? {
         true => "",
         false => "restrict_oom_score_adj = true\n",
     };
     let major = version.split('.').next().unwrap_or_default();
-    let path = project().join(format!("deploy/containerd-{major}.toml"));
-    let deployed = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let deployed = deployed(&format!("containerd-{major}.toml"), image)?;
     fs::create_dir_all("/etc/containerd/conf.d")?;
     fs::create_dir_all("/etc/cni/net.d")?;
     if major == "1" {
-        // Version 1 does not merge the settings of a plugin, so this is all of its configuration,
-        // and ends in the table that the restriction belongs to.
+        // It ends in the table that the restriction belongs to.
         fs::write("/etc/containerd/config.toml", format!("{deployed}{restrict}"))?;
     } else {
         let table = "[plugins.'io.containerd.cri.v1.runtime']";
         let imports = "imports = ['/etc/containerd/conf.d/*.toml']";
         let config = format!("version = 3\n{imports}\n{table}\n{restrict}");
         fs::write("/etc/containerd/config.toml", config)?;
-        fs::write("/etc/containerd/conf.d/pause.toml", deployed)?;
+        fs::write("/etc/containerd/conf.d/20-pause.toml", deployed)?;
     }
     Ok(fs::write("/etc/cni/net.d/10-pods.conf", NETWORK)?)
 }

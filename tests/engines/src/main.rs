@@ -2,6 +2,7 @@
 //! system that is thrown away.
 
 mod cli;
+mod conformance;
 mod containerd;
 mod cost;
 mod daemon;
@@ -10,6 +11,7 @@ mod host;
 mod images;
 mod kubernetes;
 mod oci;
+mod registry;
 mod report;
 mod scenario;
 mod wait;

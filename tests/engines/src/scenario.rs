@@ -68,6 +68,10 @@ pub enum Scenario {
     Placeholder,
     /// As an ordinary container, it is the last one in a DaemonSet that pulls images.
     PrePull,
+    /// critest, Kubernetes' test of container runtimes, gives the same results as with upstream's image.
+    Conformance,
+    /// From a registry to a node, to another version and back, as an operator does it.
+    Registry,
     /// Many pods at once, 100 if the machine is no emulation, and none is lost.
     Many,
     /// The Dockerfile makes the same program as cargo.
@@ -134,6 +138,9 @@ impl Scenario {
             Self::Platforms => trial.platforms().await,
             Self::Settings | Self::Garbage | Self::Placeholder | Self::PrePull => {
                 Err(Lacks("only Kubernetes has it").into())
+            }
+            Self::Conformance | Self::Registry => {
+                Err(Lacks("it is tried with today's containerd, in the column kubernetes").into())
             }
             Self::Many => trial.many().await,
             Self::Build => trial.build().await,
