@@ -70,7 +70,10 @@ impl Column for Containerd {
     }
 
     async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
-        scenario.test(Name::Containerd, self, context).await
+        match scenario {
+            Scenario::Configuration => keeps_settings(&self.version(Name::Containerd).await?).await,
+            _ => scenario.test(Name::Containerd, self, context).await,
+        }
     }
 
     async fn list(&self) -> Result<HashSet<String>> {
@@ -361,4 +364,54 @@ fn configure(version: &str, image: &str) -> Result<()> {
         fs::write("/etc/containerd/conf.d/20-pause.toml", deployed)?;
     }
     Ok(fs::write("/etc/cni/net.d/10-pods.conf", NETWORK)?)
+}
+
+/// The files in `deploy/` work where they say so, and the warnings in them are true: a drop-in that
+/// does not fit makes containerd forget what config.toml sets.
+async fn keeps_settings(version: &str) -> Result<()> {
+    let cases: &[(u8, &str, bool)] = match version.split('.').collect::<Vec<_>>()[..] {
+        ["1", ..] => &[(2, "containerd-1.toml", false)],
+        ["2", "0" | "1" | "2", ..] => &[
+            (2, "containerd-1.toml", true),
+            (2, "containerd-2.toml", false),
+            (3, "containerd-2.toml", true),
+        ],
+        _ => &[(2, "containerd-2.toml", true), (3, "containerd-2.toml", true)],
+    };
+    let image = "192.0.2.7/infra/pause:1";
+    let folder = tempfile::tempdir_in("/var/tmp")?;
+    let config = folder.path().join("config.toml");
+    let dump = async || {
+        let mut dump = Command::new("containerd");
+        success(dump.arg("--config").arg(&config).args(["config", "dump"])).await
+    };
+    let shows = async || Ok::<_, anyhow::Error>(dump().await?.contains(image));
+    let keeps = async || Ok::<_, anyhow::Error>(dump().await?.contains("SystemdCgroup = true"));
+    for (main, drop_in, is_kept) in cases {
+        let plugin = if *main == 2 { "grpc.v1.cri" } else { "cri.v1.runtime" };
+        let runc = format!("plugins.'io.containerd.{plugin}'.containerd.runtimes.runc");
+        let settings = format!(
+            "[{runc}]\nruntime_type = 'io.containerd.runc.v2'\n[{runc}.options]\nSystemdCgroup = true\n"
+        );
+        let drop_in_text = deployed(drop_in, image)?;
+        fs::write(folder.path().join(drop_in), &drop_in_text)?;
+        let imports = format!("imports = ['{}/{drop_in}']", folder.path().display());
+        fs::write(&config, format!("version = {main}\n{imports}\n{settings}"))?;
+        let case = format!("{drop_in} beside a configuration of version {main}");
+        ensure!(shows().await?, "{case} is not read");
+        same(&case, keeps().await?, *is_kept)?;
+    }
+
+    // The other way: the table is added to a configuration that does not have it, never to one that has.
+    let major = version.split('.').next().unwrap_or_default();
+    let added = deployed(&format!("containerd-{major}.toml"), image)?;
+    let table = added.lines().skip_while(|line| !line.starts_with('[')).collect::<Vec<_>>();
+    let table = table.join("\n");
+    let number = if major == "1" { 2 } else { 3 };
+    fs::write(&config, format!("version = {number}\n{table}\n"))?;
+    ensure!(shows().await?, "the table is not read");
+    let default = success(Command::new("containerd").args(["config", "default"])).await?;
+    fs::write(&config, format!("{default}\n{table}\n"))?;
+    ensure!(dump().await.is_err(), "containerd accepts the table twice");
+    Ok(())
 }

@@ -150,7 +150,7 @@ const PUSH: &str = "skopeo copy --all --preserve-digests oci-archive:target/imag
 
 /// What a pod is refused with while the registry is down, as docs/troubleshooting.md quotes it.
 const UNREACHABLE: [&str; 3] = [
-    "failed to resolve image: failed to do request: Head ",
+    "failed to resolve image: failed to do request: Head",
     ": dial tcp ",
     "connect: connection refused",
 ];
