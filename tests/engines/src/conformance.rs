@@ -4,7 +4,7 @@
 use crate::registry::{self, ADDRESS, NODE_SOCKET, Node};
 use crate::scenario::Context;
 use crate::wait::{limit, script};
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use harness::build::project;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -29,6 +29,16 @@ const REASONS: [&str; 4] = [
     "Image Volume",
 ];
 
+/// Mounts the hierarchy of version 1 that systemd keeps, without which containerd finds no control
+/// group, and cannot tell what memory did; or unmounts it: other engines expect systemd behind it.
+const MOUNT: &str = r#"
+    folder=/sys/fs/cgroup/systemd
+    grep -q :name=systemd: /proc/self/cgroup || exit 0
+    mkdir $folder
+    mount -t cgroup -o none,name=systemd cgroup $folder
+"#;
+const UNMOUNT: &str = "! mountpoint -q $1 || { umount $1; rmdir $1; }";
+
 /// Number of tests that pass at least, so that a run that skips everything is not taken for one.
 const LEAST: usize = 100;
 
@@ -43,6 +53,7 @@ pub async fn test(context: &Context) -> Result<()> {
         (context.image.archive.display().to_string(), format!("{ADDRESS}/{ours}"));
     script("skopeo copy --quiet \"oci-archive:$1\" \"docker://$2\"", &[&archive, &ours]).await?;
 
+    script(MOUNT, &[]).await?;
     let expected = critest(&format!("{ADDRESS}/{upstream}")).await.context("upstream's pause")?;
     let results = critest(&ours).await?;
     for (name, result) in &results {
@@ -56,6 +67,7 @@ pub async fn test(context: &Context) -> Result<()> {
         results.len() - passed,
         results.len()
     ));
+    script(UNMOUNT, &["/sys/fs/cgroup/systemd"]).await?;
     registry.stop().await
 }
 
@@ -79,7 +91,7 @@ async fn critest(image: &str) -> Result<BTreeMap<String, String>> {
 
     let report: Value = serde_json::from_str(&report)?;
     let specs = report[0]["SpecReports"].as_array().context("the report has no tests")?;
-    let mut results = BTreeMap::new();
+    let (mut results, mut failed) = (BTreeMap::new(), Vec::new());
     for spec in specs.iter().filter(|spec| spec["LeafNodeType"] == "It") {
         let texts = spec["ContainerHierarchyTexts"].as_array().into_iter().flatten();
         let words = texts.chain([&spec["LeafNodeText"]]).filter_map(Value::as_str);
@@ -92,9 +104,13 @@ async fn critest(image: &str) -> Result<BTreeMap<String, String>> {
             Some("skipped") if REASONS.iter().any(|it| message.contains(it)) => {
                 format!("skipped: {message}")
             }
-            state => bail!("{name}: {state:?} {message}"),
+            state => {
+                failed.push(format!("{name}: {state:?} {message}"));
+                continue;
+            }
         };
         results.insert(name, result);
     }
+    ensure!(failed.is_empty(), "{image}: {}", failed.join("\n"));
     Ok(results)
 }

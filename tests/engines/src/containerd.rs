@@ -296,7 +296,10 @@ pub async fn is_ready(socket: &str) -> bool {
     let info = crictl(["--runtime-endpoint", socket, "info", "--output=json"]).await;
     let info: Option<Value> = info.ok().and_then(|info| serde_json::from_str(&info).ok());
     let conditions = info.as_ref().and_then(|info| info["status"]["conditions"].as_array());
-    conditions.is_some_and(|all| all.iter().all(|condition| condition["status"] == true))
+    // A third one is about what will be removed in a later version.
+    let is_ready =
+        |it: &Value| it["status"] == true || it["type"] == "ContainerdHasNoDeprecationWarnings";
+    conditions.is_some_and(|all| all.iter().all(is_ready))
 }
 
 /// Whether events are written. What happens before the subscription is not told: this lets something

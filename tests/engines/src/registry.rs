@@ -148,6 +148,20 @@ async fn answers() -> bool {
 const PUSH: &str = "skopeo copy --all --preserve-digests oci-archive:target/image/pause.tar \
                     docker://registry.example/infra/pause:0.1.0";
 
+/// Pushes an image that is another version by its label, made from the archive $1, as $2.
+const NEXT: &str = r#"
+    folder=$(mktemp --directory --tmpdir=/var/tmp)
+    skopeo copy --quiet "oci-archive:$1" "oci:$folder:next"
+    umoci config --image "$folder:next" --config.label org.opencontainers.image.version=next
+    skopeo copy --quiet "oci:$folder:next" "docker://$2"
+"#;
+
+/// Lists the sandboxes whose image has a label.
+const LIST: &str = r#"
+    ctr() { /opt/kubernetes/ctr --address /run/node/containerd.sock --namespace k8s.io "$@" 2> /dev/null; }
+    ctr containers list --quiet "labels.\"io.cri-containerd.kind\"==sandbox,$1"
+"#;
+
 /// What a pod is refused with while the registry is down, as docs/troubleshooting.md quotes it.
 const UNREACHABLE: [&str; 3] = [
     "failed to resolve image: failed to do request: Head",
@@ -162,6 +176,8 @@ pub async fn test(context: &Context) -> Result<()> {
     let example = "registry.example/infra/pause:0.1.0";
     let [old, new] = ["0.1.0", "next"].map(|tag| format!("{ADDRESS}/infra/pause:{tag}"));
 
+    let page = fs::read_to_string(project().join("docs/install.md")).unwrap_or_default();
+    ensure!(page.contains(PUSH), "docs/install.md does not say {PUSH}");
     let push = PUSH.replace("target/image/pause.tar", &all.display().to_string());
     script(&push.replace(example, &old), &[]).await?;
     let archive = "tar --extract --to-stdout --file \"$1\" index.json";
@@ -177,11 +193,13 @@ pub async fn test(context: &Context) -> Result<()> {
     let whole = format!("{ADDRESS}/infra/pause@{digest}");
     same("the digest on the node", &image["status"]["repoDigests"], &json!([whole]))?;
 
-    // The way to the next version, which is an image of one platform here, and back.
-    let next = context.image.archive.display().to_string();
-    script("skopeo copy --quiet \"oci-archive:$1\" \"docker://$2\"", &[&next, &new]).await?;
+    // The way to the next version and back.
+    script(NEXT, &[&context.image.archive.to_string_lossy(), &new]).await?;
     node.change(&new).await?;
     let (second, _) = node.pod_on("second", &new, context).await?;
+    let listed = "labels.\"org.opencontainers.image.version\"==next";
+    let listed = script(LIST, &[listed]).await?;
+    same("the pods on the next version", listed, second.clone())?;
     let now = node.inspect("inspectp", &first).await?;
     same("the process of the old pod", now["info"]["pid"].as_i64(), Some(pid.into()))?;
     same("the state of the old pod", &now["status"]["state"], &json!("SANDBOX_READY"))?;
