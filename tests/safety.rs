@@ -2,15 +2,21 @@
 //! left behind.
 
 use anyhow::{Context, Result, ensure};
-use harness::build::Flavor;
+use harness::build::{Flavor, build_program};
 use harness::cgroup::Cgroup;
 use harness::proc::{state, wait_until};
 use harness::sandbox::{self, Setup, ensure_inside};
 use harness::trial::{Trials, obstacle};
 use harness::{helper, tests};
 use nix::sys::signal::Signal;
-use std::fs;
-use std::process::ExitCode;
+use nix::unistd::geteuid;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+/// The user that owns nothing.
+const NOBODY: u32 = 65534;
 
 fn main() -> ExitCode {
     let mut trials = Trials::new();
@@ -18,7 +24,7 @@ fn main() -> ExitCode {
         tests![pid_is_kept_when_pid_1_has_ended, libraries_of_the_host_are_read_only],
         obstacle(sandbox::is_available()),
     );
-    trials.add_all(tests![dangerous_helper_refuses_on_the_host], None);
+    trials.add_all(tests![dangerous_helper_refuses_on_the_host, engines_refuses_on_the_host], None);
     trials.add_all(tests![control_group_leaves_nothing], obstacle(Cgroup::new("pids")));
     trials.run()
 }
@@ -47,6 +53,25 @@ fn dangerous_helper_refuses_on_the_host() -> Result<()> {
     let stderr = String::from_utf8(output.stderr)?;
     ensure!(!output.status.success() && output.stdout.is_empty(), "it ran");
     ensure!(stderr.contains("runs only inside a sandbox"), "{stderr}");
+    Ok(())
+}
+
+/// The arguments name files that do not exist, and nobody runs it: without the check it fails, too,
+/// before it touches anything.
+fn engines_refuses_on_the_host() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+    let program = folder.path().join("engines");
+    fs::copy(build_program("engines")?, &program)?;
+    let mut engines = Command::new(program);
+    engines.args(["--image=/none", "--reference=none", "--binary=/none"]);
+    if geteuid().is_root() {
+        engines.uid(NOBODY).gid(NOBODY);
+    }
+    let output = engines.output()?;
+    let stderr = String::from_utf8(output.stderr)?;
+    ensure!(!output.status.success() && output.stdout.is_empty(), "it ran");
+    ensure!(stderr.contains("run `cargo xtask engines`"), "{stderr}");
     Ok(())
 }
 

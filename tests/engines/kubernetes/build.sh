@@ -78,3 +78,6 @@ program . etcd go build go.etcd.io/etcd/server/v3
 for name in kubelet kubectl kube-apiserver kube-controller-manager kube-scheduler; do
   program . "$name" go build "k8s.io/kubernetes/cmd/$name"
 done
+# Upstream's pause, to compare with.
+install --mode=644 --target-directory="$folder/bin" \
+  "$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)/build/pause/linux/pause.c"

@@ -2,10 +2,12 @@
 //! decides what happens to sandboxes here. The container runtime is containerd or Docker, as in their
 //! own columns.
 
+use crate::conformance;
 use crate::containerd::{ctr, exit_code, process};
 use crate::engine::{Column, Engine, Lacks, Name, Skip};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
+use crate::registry;
 use crate::scenario::{Context, HELLO, Scenario, is_as_before, is_init, pauses, reaps};
 use crate::wait::{script, success, until};
 use anyhow::{Context as _, Result, ensure};
@@ -92,6 +94,8 @@ impl<R: Engine> Column for Kubernetes<R> {
             Scenario::Placeholder => placeholder(context).await?,
             Scenario::PrePull => pre_pull(context).await?,
             Scenario::Many => many(context).await?,
+            Scenario::Conformance => conformance::test(context).await?,
+            Scenario::Registry => registry::test(context).await?,
             Scenario::Outside => return Err(Lacks("kubectl sends no signals").into()),
             Scenario::Hardened => return Err(Lacks("it is part of `placeholder`").into()),
             Scenario::Remapped => return Err(Lacks("1.20 has no user namespaces").into()),

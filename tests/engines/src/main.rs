@@ -2,6 +2,7 @@
 //! system that is thrown away.
 
 mod cli;
+mod conformance;
 mod containerd;
 mod cost;
 mod daemon;
@@ -10,6 +11,7 @@ mod host;
 mod images;
 mod kubernetes;
 mod oci;
+mod registry;
 mod report;
 mod scenario;
 mod wait;
@@ -25,7 +27,7 @@ use oci::Oci;
 use report::Report;
 use scenario::Context;
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 /// Tries an image on the container engines of this system, and changes the system for it.
@@ -53,9 +55,17 @@ struct Args {
     filter: Vec<String>,
 }
 
+/// What only the systems have that `xtask engines` throws away afterwards.
+const THROWN_AWAY: &str = "/run/thrown-away";
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    ensure!(
+        Path::new(THROWN_AWAY).exists(),
+        "this would remove all containers of the system and overwrite the configuration of its \
+         engines: run `cargo xtask engines`, which makes a system for it"
+    );
     wait::SLOWNESS.store(args.slowness, Ordering::Relaxed);
     if let Some([upstream, file]) = args.cost.as_deref() {
         cost::on::<Cli>(Name::Docker, &args.image, upstream, file).await?;
