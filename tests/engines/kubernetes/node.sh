@@ -10,6 +10,8 @@
 set -euo pipefail
 mkdir --parents /run/kubernetes
 cd /run/kubernetes
+# Where the scenarios look for the events of containerd.
+ln --symbolic --force /var/log/ctr.log events.log
 config=/root/.kube/config
 address=192.0.2.1
 export PATH=/opt/kubernetes:$PATH
@@ -37,7 +39,6 @@ answers() {
 containerd() {
   daemon containerd containerd --config /etc/kubernetes-node/config.toml
   answers containerd crictl info
-  # What happens before the subscription is not told.
   daemon events ctr --namespace k8s.io events
 }
 

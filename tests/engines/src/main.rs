@@ -80,8 +80,7 @@ async fn main() -> anyhow::Result<()> {
             Name::Docker | Name::Podman | Name::PodmanRootless => report.on::<Cli>(*name).await?,
             Name::Containerd => report.on::<Containerd>(*name).await?,
             Name::Runc | Name::Crun | Name::Runsc => report.on::<Oci>(*name).await?,
-            Name::Kubernetes => report.on::<Kubernetes<Containerd>>(*name).await?,
-            Name::Dockershim => report.on::<Kubernetes<Cli>>(*name).await?,
+            Name::Kubernetes => report.on::<Kubernetes>(*name).await?,
         }
     }
     if let Some(path) = args.report {
