@@ -71,6 +71,7 @@ for name in containerd containerd-shim-runc-v2 ctr; do
 done
 program . critest go test -c sigs.k8s.io/cri-tools/cmd/critest
 program registry registry go build github.com/distribution/distribution/v3/cmd/registry
+CGO_ENABLED=1 tags=seccomp program runc runc go build github.com/opencontainers/runc
 for plugin in main/{bridge,loopback} ipam/host-local meta/portmap; do
   program . "${plugin#*/}" go build "github.com/containernetworking/plugins/plugins/$plugin"
 done
