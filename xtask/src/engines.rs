@@ -15,9 +15,6 @@ const PACKAGES: &str = "apparmor buildah busybox-static containerd containernetw
     docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx podman runc runsc skopeo \
     slirp4netns systemd-sysv udev uidmap umoci";
 
-/// What Kubernetes needs besides.
-const KUBERNETES_PACKAGES: &str = "etcd-server";
-
 /// What came with Docker 26 and Podman 5.
 const NEWER_PACKAGES: &str = "aardvark-dns docker-buildx docker-cli netavark nftables passt";
 
@@ -81,9 +78,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Makes the system of a release, with all engines.
 pub fn system(release: Release) -> Result<Debian> {
-    let is_bookworm = release == Release::Bookworm;
-    let more = if is_bookworm { KUBERNETES_PACKAGES } else { NEWER_PACKAGES };
-    let packages: Vec<_> = PACKAGES.split(' ').chain(more.split(' ')).collect();
+    let more = if release == Release::Bookworm { "" } else { NEWER_PACKAGES };
+    let packages: Vec<_> = PACKAGES.split(' ').chain(more.split_whitespace()).collect();
     Debian::make(release.name(), release, &packages)
 }
 
