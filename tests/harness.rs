@@ -1,14 +1,23 @@
-//! The tests themselves are safe to run as root: no helper process reaches the host.
+//! The tests themselves are safe to run as root: nothing dangerous runs outside of the system that is
+//! made for it.
 
 use anyhow::{Result, ensure};
+use harness::build::build_program;
 use harness::sandbox::ensure_inside;
 use harness::trial::Trials;
 use harness::{helper, tests};
-use std::process::ExitCode;
+use nix::unistd::geteuid;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Output};
+
+/// The user that owns nothing.
+const NOBODY: u32 = 65534;
 
 fn main() -> ExitCode {
     let mut trials = Trials::new();
-    trials.add_all(tests![dangerous_helper_refuses_on_the_host], None);
+    trials.add_all(tests![dangerous_helper_refuses_on_the_host, engines_refuses_on_the_host], None);
     trials.run()
 }
 
@@ -22,9 +31,29 @@ helper!(
 );
 
 fn dangerous_helper_refuses_on_the_host() -> Result<()> {
-    let output = KILLER.command().output()?;
-    let stderr = String::from_utf8(output.stderr)?;
-    ensure!(!output.status.success() && output.stdout.is_empty(), "it ran");
-    ensure!(stderr.contains("runs only inside a sandbox"), "{stderr}");
+    refuses(&mut KILLER.command(), "runs only inside a sandbox")
+}
+
+/// The arguments name files that do not exist, and nobody runs it: without the check it fails, too,
+/// before it touches anything.
+fn engines_refuses_on_the_host() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755))?;
+    let program = directory.path().join("engines");
+    fs::copy(build_program("engines")?, &program)?;
+    let mut engines = Command::new(program);
+    engines.args(["--image=/none", "--reference=none", "--binary=/none"]);
+    if geteuid().is_root() {
+        engines.uid(NOBODY).gid(NOBODY);
+    }
+    refuses(&mut engines, "run `cargo xtask engines`")
+}
+
+/// The command fails with this reason, and prints nothing else.
+fn refuses(command: &mut Command, reason: &str) -> Result<()> {
+    let Output { status, stdout, stderr } = command.output()?;
+    let stderr = String::from_utf8(stderr)?;
+    ensure!(!status.success() && stdout.is_empty(), "it ran");
+    ensure!(stderr.contains(reason), "{stderr}");
     Ok(())
 }

@@ -3,6 +3,8 @@
 # folder $1: busybox.tar has busybox alone, nginx.tar has Debian's nginx and ipcmk as well.
 set -eu
 mkdir -p "$1/busybox/bin" "$1/nginx/etc/nginx"
+# nginx may run as any user.
+mkdir -m 1777 "$1/nginx/tmp"
 cd "$1"
 cp /bin/busybox busybox/bin
 # It names itself among its applets.
@@ -24,15 +26,15 @@ daemon off;
 user root;
 worker_processes 2;
 error_log stderr;
-pid /nginx.pid;
+pid /tmp/nginx.pid;
 events {}
 http {
     access_log off;
-    client_body_temp_path /body;
-    proxy_temp_path /proxy;
-    fastcgi_temp_path /fastcgi;
-    uwsgi_temp_path /uwsgi;
-    scgi_temp_path /scgi;
+    client_body_temp_path /tmp/body;
+    proxy_temp_path /tmp/proxy;
+    fastcgi_temp_path /tmp/fastcgi;
+    uwsgi_temp_path /tmp/uwsgi;
+    scgi_temp_path /tmp/scgi;
     server {
         listen 80;
         root /usr/share/nginx/html;

@@ -1,12 +1,11 @@
 //! `cargo xtask engines`: the image on real container engines, in Debian systems of their own.
 
-use crate::debian::{self, Debian, Release};
+use crate::debian::{Debian, Release};
 use crate::image::{self, Recipe, Selection};
 use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor, project};
 use harness::markdown;
 use harness::target::TARGETS;
-use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,9 +14,6 @@ use std::process::Command;
 const PACKAGES: &str = "apparmor buildah busybox-static containerd containernetworking-plugins crun dbus \
     docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx podman runc runsc skopeo \
     slirp4netns systemd-sysv udev uidmap umoci";
-
-/// What Kubernetes needs besides.
-const KUBERNETES_PACKAGES: &str = "etcd-server";
 
 /// What came with Docker 26 and Podman 5.
 const NEWER_PACKAGES: &str = "aardvark-dns docker-buildx docker-cli netavark nftables passt";
@@ -46,9 +42,7 @@ pub fn run(args: &Args) -> Result<()> {
     const REPORT: &str = "/report.md";
     let release = args.release.name();
     let mut debian = system(args.release)?;
-    if args.release == Release::Bookworm {
-        debian.show.extend(kubernetes(args)?);
-    }
+    debian.show.push(kubernetes(args)?);
     let mut command = program(&mut debian)?;
     let is_emulated = args.vm && !debian.has_kvm()?;
     let mut add = |words: &[&str]| command.extend(words.iter().map(|word| (*word).to_owned()));
@@ -84,21 +78,13 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Makes the system of a release, with all engines.
 pub fn system(release: Release) -> Result<Debian> {
-    let is_bookworm = release == Release::Bookworm;
-    let more = if is_bookworm { KUBERNETES_PACKAGES } else { NEWER_PACKAGES };
-    let packages: Vec<_> = PACKAGES.split(' ').chain(more.split(' ')).collect();
+    let more = if release == Release::Bookworm { "" } else { NEWER_PACKAGES };
+    let packages: Vec<_> = PACKAGES.split(' ').chain(more.split_whitespace()).collect();
     Debian::make(release.name(), release, &packages)
 }
 
 /// Adds the program with the scenarios and what it needs to the system, and returns its command line.
 pub fn program(debian: &mut Debian) -> Result<Vec<String>> {
-    // For the crates that speak CRI, whose own message is about their build scripts.
-    let protoc = env::var_os("PROTOC").unwrap_or_else(|| "protoc".into());
-    let remedy = "apt-get install protobuf-compiler, or set PROTOC";
-    Command::new(&protoc)
-        .arg("--version")
-        .output()
-        .with_context(|| format!("the protobuf compiler {protoc:?} is needed: {remedy}"))?;
     let program = build::build_program("engines")?;
 
     let (image, archive) = image::make(&image::Args::default())?;
@@ -128,17 +114,17 @@ pub fn program(debian: &mut Debian) -> Result<Vec<String>> {
     Ok(command)
 }
 
-/// The programs of Kubernetes, if they are there, and where the system is to see them. They are built
-/// if Kubernetes is asked for.
-fn kubernetes(args: &Args) -> Result<Option<(PathBuf, &'static str)>> {
-    let folder = project().join("target/kubernetes");
+/// Builds the programs of Kubernetes if it is asked for, and crictl, which drives containerd, in any
+/// case. Returns the folder with what could be built, and where the system is to see it.
+fn kubernetes(args: &Args) -> Result<(PathBuf, &'static str)> {
     let mut names = args.filter.iter().chain(&args.require);
-    let is_asked_for = names.any(|it| it.contains("kubernetes") || it.contains("dockershim"));
-    if is_asked_for && !folder.exists() {
-        eprintln!("Building Kubernetes in {} (about 10 minutes)", folder.display());
-        debian::make_by_script("tests/engines/kubernetes/build.sh", &folder)?;
-    }
-    Ok(folder.exists().then_some((folder, "/opt/kubernetes")))
+    let is_asked_for = names.any(|it| it.contains("kubernetes"));
+    let mut build = Command::new(project().join("tests/engines/kubernetes/build.sh"));
+    let status = build.args((!is_asked_for).then_some("crictl")).status();
+    ensure!(status?.success() || !is_asked_for, "Kubernetes cannot be built");
+    let folder = project().join("target/kubernetes/bin");
+    fs::create_dir_all(&folder)?;
+    Ok((folder, "/opt/kubernetes"))
 }
 
 /// Makes the image `name` for other platforms than this machine's, and returns where it is. None if

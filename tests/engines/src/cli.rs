@@ -1,6 +1,7 @@
 //! Docker and Podman, root's and an ordinary user's, driven by the command line that people use;
 //! Podman with the configuration in `deploy/` that they copy.
 
+use crate::containerd::deployed;
 use crate::daemon::Daemon;
 use crate::engine::{Column, Engine, Lacks, Name, Pod, Sandbox, Skip, Spec};
 use crate::host::{self, same};
@@ -81,7 +82,7 @@ impl Column for Cli {
         };
         let tun = File::open("/dev/net/tun");
         ensure!(name == Name::Podman || tun.is_ok(), Skip("there is no /dev/net/tun"));
-        configure_podman()?;
+        configure_podman(&reference)?;
         script(prepare, &[program]).await?;
         Ok(Self { name, program, daemon: None, reference })
     }
@@ -384,9 +385,10 @@ fn configure_docker(remaps: bool) -> Result<()> {
 }
 
 /// Installs the file in `deploy/`, and what Podman needs on this machine.
-fn configure_podman() -> Result<()> {
-    let deployed = project().join("deploy/podman-containers.conf");
-    fs::copy(&deployed, "/etc/containers/containers.conf")?;
+fn configure_podman(image: &str) -> Result<()> {
+    let folder = Path::new("/etc/containers/containers.conf.d");
+    fs::create_dir_all(folder)?;
+    fs::write(folder.join("pause.conf"), deployed("podman-containers.conf", image)?)?;
     // Where there is no systemd, Podman cannot ask it for control groups and for the log.
     let manager = if Path::new("/run/systemd/system").exists() { "systemd" } else { "cgroupfs" };
     let engine = format!("[engine]\ncgroup_manager = '{manager}'\nevents_logger = 'file'\n");
@@ -395,6 +397,5 @@ fn configure_podman() -> Result<()> {
     if !host::has_cap_sys_resource()? {
         config += "default_ulimits = ['nofile=1024:1024', 'nproc=4096:4096']\n";
     }
-    fs::create_dir_all("/etc/containers/containers.conf.d")?;
-    Ok(fs::write("/etc/containers/containers.conf.d/engines.conf", config)?)
+    Ok(fs::write(folder.join("engines.conf"), config)?)
 }

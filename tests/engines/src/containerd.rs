@@ -1,34 +1,27 @@
-//! containerd: its CRI plugin, driven over its socket as a kubelet does, with the configuration in
-//! `deploy/` that people copy.
+//! containerd: its CRI plugin, driven by crictl, Kubernetes' own client for it, with the configuration
+//! in `deploy/` that people copy.
 
 use crate::daemon::Daemon;
-use crate::engine::{Column, Engine, Lacks, Name, Pod, Sandbox, Spec};
+use crate::engine::{Column, Engine, Lacks, Name, Pod, Sandbox, Skip, Spec};
 use crate::host::{self, same};
 use crate::images::Image;
 use crate::scenario::{Context, Scenario};
-use crate::wait::{limit, script, success, until};
+use crate::wait::{script, success, until};
 use anyhow::{Context as _, Result, ensure};
 use harness::build::project;
-use k8s_cri::v1::image_service_client::ImageServiceClient;
-use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
-use k8s_cri::v1::{
-    self as cri, Capability, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus,
-    ContainerStatusRequest, CreateContainerRequest, DnsConfig, ExecSyncRequest, IdMapping,
-    ImageSpec, ImageStatusRequest, Int64Value, LinuxContainerConfig, LinuxContainerResources,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
-    PodSandboxMetadata, PodSandboxState, PodSandboxStatusRequest, RemovePodSandboxRequest,
-    RunPodSandboxRequest, SecurityProfile, StartContainerRequest, StatusRequest,
-    StopContainerRequest, StopPodSandboxRequest, UserNamespace,
-};
 use nix::sys::signal::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
+use tempfile::NamedTempFile;
 use tokio::process::Command;
-use tonic::transport::{Channel, Endpoint};
 
+/// Kubernetes' client for CRI, where `xtask engines` puts it.
+const CRICTL: &str = "/opt/kubernetes/crictl";
+
+/// Where containerd answers, which crictl's own configuration names, too.
 const SOCKET: &str = "unix:///run/containerd/containerd.sock";
 
 /// containerd's own client, for the namespace of CRI.
@@ -46,11 +39,14 @@ pub const NETWORK: &str = r#"{
     "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.87.0.0/16" }]] }
 }"#;
 
-/// containerd, its two services, and its events in a file.
+/// Values of CRI's `NamespaceMode`.
+const OF_POD: i32 = 0;
+const OF_CONTAINER: i32 = 1;
+const OF_NODE: i32 = 2;
+
+/// containerd, and its events in a file.
 pub struct Containerd {
     daemon: Daemon,
-    runtime: RuntimeServiceClient<Channel>,
-    images: ImageServiceClient<Channel>,
     events: Daemon,
     reference: String,
     /// Whether pods get user namespaces.
@@ -59,22 +55,25 @@ pub struct Containerd {
 
 impl Column for Containerd {
     async fn start(name: Name, image: &Image) -> Result<Self> {
-        configure(&name.version().await?)?;
+        let reason = "there is no crictl, which is built with Go 1.21 or later: https://go.dev/dl";
+        ensure!(Path::new(CRICTL).exists(), Skip(reason));
+        // A call may wait for many others.
+        fs::write("/etc/crictl.yaml", format!("runtime-endpoint: {SOCKET}\ntimeout: 120\n"))?;
+        configure(&name.version().await?, &image.reference)?;
         script("mkdir -p /opt/cni && ln -sfn /usr/lib/cni /opt/cni/bin", &[]).await?;
-        let channel = Endpoint::from_static(SOCKET).connect_lazy();
-        let runtime = RuntimeServiceClient::new(channel.clone());
         Ok(Self {
-            daemon: Daemon::start(&["containerd"], async || answers(&runtime).await).await?,
+            daemon: Daemon::start(&["containerd"], answers).await?,
             events: Daemon::start(&[CTR, &["events"]].concat(), listens()).await?,
-            runtime,
-            images: ImageServiceClient::new(channel),
             reference: image.reference.clone(),
             remaps: false,
         })
     }
 
     async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
-        scenario.test(Name::Containerd, self, context).await
+        match scenario {
+            Scenario::Configuration => keeps_settings(&self.version(Name::Containerd).await?).await,
+            _ => scenario.test(Name::Containerd, self, context).await,
+        }
     }
 
     async fn list(&self) -> Result<HashSet<String>> {
@@ -83,11 +82,7 @@ impl Column for Containerd {
     }
 
     async fn remove_all(&self) -> Result<()> {
-        let list = ListPodSandboxRequest::default();
-        for sandbox in self.runtime.clone().list_pod_sandbox(list).await?.into_inner().items {
-            self.remove_pod(Pod { name: String::new(), pause: sandbox.id }).await?;
-        }
-        Ok(())
+        crictl(["rmp", "--force", "--all"]).await.map(drop)
     }
 
     async fn end(mut self) -> Result<()> {
@@ -98,7 +93,7 @@ impl Column for Containerd {
 
 impl Engine for Containerd {
     async fn restart_daemon(&mut self) -> Result<()> {
-        self.daemon.restart(async || answers(&self.runtime).await).await?;
+        self.daemon.restart(answers).await?;
         self.events.restart(listens()).await
     }
 
@@ -107,30 +102,30 @@ impl Engine for Containerd {
         let said = ctr(["images", "import", &archive.to_string_lossy()]).await?;
         // CRI hears of it by an event.
         for name in said.split_whitespace().filter(|word| word.starts_with("localhost/")) {
-            until(&format!("CRI shows {name}"), async || Ok(self.image(name).await?.map(drop)))
+            until(&format!("CRI shows {name}"), async || Ok(inspect("inspecti", name).await.ok()))
                 .await?;
         }
         Ok(())
     }
 
     async fn shows(&self, tried: &Image) -> Result<()> {
-        let image = self.image(&tried.reference).await?.context("the image is not there")?;
-        same("the names", image.repo_tags, vec![tried.reference.clone()])?;
-        let (size, archive) = (image.size, fs::metadata(&tried.archive)?.len());
+        let image = inspect("inspecti", &tried.reference).await?;
+        same("the names", &image["repoTags"], &json!([tried.reference]))?;
+        let size: u64 = image["size"].as_str().context("the image has no size")?.parse()?;
+        let archive = fs::metadata(&tried.archive)?.len();
         ensure!(size < archive, "the image has {size} bytes, its archive {archive}");
-        same("the user", image.uid.map(|uid| uid.value), Some(65535))
+        same("the user", &image["uid"]["value"], &json!("65535"))
     }
 
     async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod> {
         let pid = match sandbox {
-            Sandbox::Usual => NamespaceMode::Pod,
-            Sandbox::HostPid => NamespaceMode::Node,
+            Sandbox::Usual => OF_POD,
+            Sandbox::HostPid => OF_NODE,
         };
         // It is the configuration that names the image.
-        let config = Some(self.sandbox_config(name, pid));
-        let request = RunPodSandboxRequest { config, ..Default::default() };
-        let pause = self.runtime.clone().run_pod_sandbox(request).await?;
-        Ok(Pod { name: name.to_owned(), pause: pause.into_inner().pod_sandbox_id })
+        let config = file(&sandbox_config(name, self.namespaces(pid)))?;
+        let pause = crictl(["runp", &config.path().to_string_lossy()]).await?;
+        Ok(Pod { name: name.to_owned(), pause })
     }
 
     async fn remap(&mut self, on: bool) -> Result<()> {
@@ -142,16 +137,11 @@ impl Engine for Containerd {
     }
 
     async fn is_up(&self, pod: &Pod) -> Result<bool> {
-        let request =
-            PodSandboxStatusRequest { pod_sandbox_id: pod.pause.clone(), ..Default::default() };
-        let status = self.runtime.clone().pod_sandbox_status(request).await?.into_inner().status;
-        Ok(status.context("no status")?.state() == PodSandboxState::SandboxReady)
+        Ok(inspect("inspectp", &pod.pause).await?["state"] == "SANDBOX_READY")
     }
 
     async fn stop_pod(&self, pod: &Pod) -> Result<()> {
-        let request = StopPodSandboxRequest { pod_sandbox_id: pod.pause.clone() };
-        self.runtime.clone().stop_pod_sandbox(request).await?;
-        Ok(())
+        crictl(["stopp", &pod.pause]).await.map(drop)
     }
 
     async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
@@ -170,58 +160,41 @@ impl Engine for Containerd {
     }
 
     async fn remove_pod(&self, pod: Pod) -> Result<()> {
-        self.stop_pod(&pod).await?;
-        let request = RemovePodSandboxRequest { pod_sandbox_id: pod.pause };
-        self.runtime.clone().remove_pod_sandbox(request).await?;
-        Ok(())
+        crictl(["rmp", "--force", &pod.pause]).await.map(drop)
     }
 
     async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<String> {
-        let pid = if spec.shares_pid { NamespaceMode::Pod } else { NamespaceMode::Container };
-        let mut security_context = LinuxContainerSecurityContext {
-            namespace_options: self.namespaces(pid),
+        let pid = if spec.shares_pid { OF_POD } else { OF_CONTAINER };
+        let mut security_context = json!({
+            "namespace_options": self.namespaces(pid),
             // The runtime's default.
-            seccomp: Some(SecurityProfile::default()),
-            run_as_user: spec.user.map(|user| Int64Value { value: user.into() }),
-            readonly_rootfs: spec.hardened,
-            no_new_privs: spec.hardened,
-            ..Default::default()
-        };
-        let mut resources = LinuxContainerResources::default();
-        if spec.hardened {
-            let drop_capabilities = owned(&["ALL"]);
-            security_context.capabilities =
-                Some(Capability { drop_capabilities, ..Default::default() });
-            let limit = Name::Containerd.facts().least_memory.map_err(Lacks)?;
-            resources.memory_limit_in_bytes = limit as i64;
+            "seccomp": {},
+            "readonly_rootfs": spec.hardened,
+            "no_new_privs": spec.hardened,
+        });
+        if let Some(user) = spec.user {
+            security_context["run_as_user"] = json!({ "value": user });
         }
-        let mount = |(folder, place): (&Path, &str)| Mount {
-            host_path: folder.display().to_string(),
-            container_path: place.to_owned(),
-            ..Default::default()
-        };
-        let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
-            image: Some(ImageSpec { image: spec.image.to_owned(), ..Default::default() }),
-            args: owned(spec.arguments),
-            mounts: spec.volume.map(mount).into_iter().collect(),
-            log_path: format!("{}-{name}", pod.name),
-            linux: Some(LinuxContainerConfig {
-                resources: Some(resources),
-                security_context: Some(security_context),
-            }),
-            ..Default::default()
-        };
-        let create = CreateContainerRequest {
-            pod_sandbox_id: pod.pause.clone(),
-            config: Some(config),
-            sandbox_config: Some(self.sandbox_config(&pod.name, NamespaceMode::Pod)),
-        };
-        let mut runtime = self.runtime.clone();
-        let container_id = runtime.create_container(create).await?.into_inner().container_id;
-        let start = StartContainerRequest { container_id: container_id.clone() };
-        runtime.start_container(start).await?;
-        Ok(container_id)
+        let mut resources = json!({});
+        if spec.hardened {
+            security_context["capabilities"] = json!({ "drop_capabilities": ["ALL"] });
+            let limit = Name::Containerd.facts().least_memory.map_err(Lacks)?;
+            resources = json!({ "memory_limit_in_bytes": limit });
+        }
+        let mount = |(folder, place): (&Path, &str)| json!({ "host_path": folder, "container_path": place });
+        let config = file(&json!({
+            "metadata": { "name": name },
+            "image": { "image": spec.image },
+            "args": spec.arguments,
+            "mounts": spec.volume.map(mount).as_slice(),
+            "log_path": format!("{}-{name}", pod.name),
+            "linux": { "resources": resources, "security_context": security_context },
+        }))?;
+        let sandbox = file(&sandbox_config(&pod.name, self.namespaces(OF_POD)))?;
+        let files = [config.path().to_string_lossy(), sandbox.path().to_string_lossy()];
+        let container = crictl(["create", "--no-pull", &pod.pause, &files[0], &files[1]]).await?;
+        crictl(["start", &container]).await?;
+        Ok(container)
     }
 
     async fn pid(&self, container: &str) -> Result<i32> {
@@ -229,19 +202,14 @@ impl Engine for Containerd {
     }
 
     async fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
-        let request = ExecSyncRequest {
-            container_id: container.to_owned(),
-            cmd: owned(command),
-            timeout: limit(60).as_secs() as i64,
-        };
-        let response = self.runtime.clone().exec_sync(request).await?.into_inner();
-        ensure!(response.exit_code == 0, "{command:?}: {response:?}");
-        Ok(String::from_utf8(response.stdout)?.trim_end().to_owned())
+        crictl(["exec", "--sync", container].iter().chain(command).copied()).await
     }
 
     async fn log(&self, container: &str) -> Result<[String; 2]> {
         let mut log = [String::new(), String::new()];
-        for line in fs::read_to_string(self.status(container).await?.log_path)?.lines() {
+        let status = inspect("inspect", container).await?;
+        let path = status["logPath"].as_str().context("it has no log")?;
+        for line in fs::read_to_string(path)?.lines() {
             // Time, stream, whether the line is whole; then what was written.
             let mut words = line.splitn(4, ' ').skip(1);
             let stream = words.next().context("a line of the log names no stream")?;
@@ -252,17 +220,14 @@ impl Engine for Containerd {
     }
 
     async fn stop(&self, container: &str) -> Result<()> {
-        let stop = StopContainerRequest { container_id: container.to_owned(), timeout: 10 };
-        self.runtime.clone().stop_container(stop).await?;
-        Ok(())
+        crictl(["stop", "--timeout", "10", container]).await.map(drop)
     }
 
     async fn exit_code(&self, container: &str) -> Result<i64> {
-        until("the container has ended", async || match self.status(container).await {
-            Ok(status) => {
-                let ended = status.state() == ContainerState::ContainerExited;
-                Ok(ended.then_some(status.exit_code.into()))
-            }
+        until("the container has ended", async || match inspect("inspect", container).await {
+            Ok(status) if status["state"] != "CONTAINER_EXITED" => Ok(None),
+            // A code of 0 may be left out.
+            Ok(status) => Ok(Some(status["exitCode"].as_i64().unwrap_or(0))),
             // A sandbox is no container to CRI.
             Err(_) => exit_code(container).await.map(Some),
         })
@@ -271,61 +236,31 @@ impl Engine for Containerd {
 }
 
 impl Containerd {
-    /// How a kubelet asks for the namespaces of a pod, and with `pid` set to the pod for
+    /// How a kubelet asks for the namespaces of a pod, and with `pid` set to the pod's for
     /// `shareProcessNamespace`.
-    fn namespaces(&self, pid: NamespaceMode) -> Option<NamespaceOption> {
-        let pod = NamespaceMode::Pod.into();
-        let range = vec![IdMapping { host_id: 100_000, container_id: 0, length: 65_536 }];
-        let users = UserNamespace { mode: pod, uids: range.clone(), gids: range };
-        Some(NamespaceOption {
-            network: pod,
-            ipc: pod,
-            pid: pid.into(),
-            userns_options: self.remaps.then_some(users),
-            ..Default::default()
-        })
-    }
-
-    /// The pod `name`, as a kubelet describes it.
-    fn sandbox_config(&self, name: &str, pid: NamespaceMode) -> PodSandboxConfig {
-        PodSandboxConfig {
-            metadata: Some(PodSandboxMetadata {
-                name: name.to_owned(),
-                uid: format!("uid-of-{name}"),
-                namespace: "default".to_owned(),
-                attempt: 0,
-            }),
-            hostname: name.to_owned(),
-            log_directory: "/var/log/pods".to_owned(),
-            dns_config: Some(DnsConfig { servers: owned(&["192.0.2.1"]), ..Default::default() }),
-            linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: "/pods".to_owned(),
-                security_context: Some(LinuxSandboxSecurityContext {
-                    namespace_options: self.namespaces(pid),
-                    // The runtime's default.
-                    seccomp: Some(SecurityProfile::default()),
-                    ..Default::default()
-                }),
-                ..Default::default()
-            }),
-            ..Default::default()
+    fn namespaces(&self, pid: i32) -> Value {
+        let mut namespaces = json!({ "network": OF_POD, "ipc": OF_POD, "pid": pid });
+        if self.remaps {
+            let range = json!([{ "host_id": 100_000, "container_id": 0, "length": 65_536 }]);
+            namespaces["userns_options"] = json!({ "mode": OF_POD, "uids": range, "gids": range });
         }
+        namespaces
     }
+}
 
-    /// What CRI shows of a container.
-    async fn status(&self, container: &str) -> Result<ContainerStatus> {
-        let request =
-            ContainerStatusRequest { container_id: container.to_owned(), ..Default::default() };
-        let status = self.runtime.clone().container_status(request).await?.into_inner().status;
-        status.context("no status")
-    }
-
-    /// What CRI shows of an image.
-    async fn image(&self, name: &str) -> Result<Option<cri::Image>> {
-        let spec = ImageSpec { image: name.to_owned(), ..Default::default() };
-        let request = ImageStatusRequest { image: Some(spec), verbose: false };
-        Ok(self.images.clone().image_status(request).await?.into_inner().image)
-    }
+/// The pod `name`, as a kubelet describes it.
+pub fn sandbox_config(name: &str, namespaces: Value) -> Value {
+    json!({
+        "metadata": { "name": name, "uid": format!("uid-of-{name}"), "namespace": "default" },
+        "hostname": name,
+        "log_directory": "/var/log/pods",
+        "dns_config": { "servers": ["192.0.2.1"] },
+        "linux": {
+            "cgroup_parent": "/pods",
+            // Seccomp is the runtime's default.
+            "security_context": { "namespace_options": namespaces, "seccomp": {} },
+        },
+    })
 }
 
 /// The process of a container, if it is there.
@@ -352,11 +287,19 @@ pub async fn exit_code(id: &str) -> Result<i64> {
     .await
 }
 
-/// Whether the daemon does, and is ready for pods.
-async fn answers(runtime: &RuntimeServiceClient<Channel>) -> bool {
-    let status = runtime.clone().status(StatusRequest::default()).await;
-    let conditions = status.ok().and_then(|status| status.into_inner().status);
-    conditions.is_some_and(|status| status.conditions.iter().all(|one| one.status))
+async fn answers() -> bool {
+    is_ready(SOCKET).await
+}
+
+/// Whether the daemon behind `socket` answers, and is ready for pods.
+pub async fn is_ready(socket: &str) -> bool {
+    let info = crictl(["--runtime-endpoint", socket, "info", "--output=json"]).await;
+    let info: Option<Value> = info.ok().and_then(|info| serde_json::from_str(&info).ok());
+    let conditions = info.as_ref().and_then(|info| info["status"]["conditions"].as_array());
+    // A third one is about what will be removed in a later version.
+    let is_ready =
+        |it: &Value| it["status"] == true || it["type"] == "ContainerdHasNoDeprecationWarnings";
+    conditions.is_some_and(|all| all.iter().all(is_ready))
 }
 
 /// Whether events are written. What happens before the subscription is not told: this lets something
@@ -375,32 +318,103 @@ pub async fn ctr<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<Str
     success(Command::new(CTR[0]).args(&CTR[1..]).args(arguments)).await
 }
 
-fn owned(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
+/// Runs Kubernetes' client for CRI.
+pub async fn crictl<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+    success(Command::new(CRICTL).args(arguments)).await
+}
+
+/// What CRI shows of a sandbox (`inspectp`), a container (`inspect`) or an image (`inspecti`).
+pub async fn inspect(verb: &str, name: &str) -> Result<Value> {
+    let shown = crictl([verb, "--output=json", name]).await?;
+    Ok(serde_json::from_str::<Value>(&shown)?["status"].take())
+}
+
+/// A file for crictl.
+pub fn file(config: &Value) -> Result<NamedTempFile> {
+    let mut file = NamedTempFile::new_in("/var/tmp")?;
+    file.write_all(config.to_string().as_bytes())?;
+    Ok(file)
+}
+
+/// The file in `deploy/` with `image` in the place of its example.
+pub fn deployed(file: &str, image: &str) -> Result<String> {
+    let path = project().join("deploy").join(file);
+    let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let example = format!("registry.example/infra/pause:{}", env!("CARGO_PKG_VERSION"));
+    ensure!(text.contains(&example), "{} does not name {example}", path.display());
+    Ok(text.replace(&example, image))
 }
 
 /// Installs the file in `deploy/` for containerd's `version`, and the network.
-fn configure(version: &str) -> Result<()> {
+fn configure(version: &str, image: &str) -> Result<()> {
     // Sandboxes want to be the last to go when memory runs out, and that is a privilege.
     let restrict = match host::has_cap_sys_resource()? {
         true => "",
         false => "restrict_oom_score_adj = true\n",
     };
     let major = version.split('.').next().unwrap_or_default();
-    let path = project().join(format!("deploy/containerd-{major}.toml"));
-    let deployed = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let deployed = deployed(&format!("containerd-{major}.toml"), image)?;
     fs::create_dir_all("/etc/containerd/conf.d")?;
     fs::create_dir_all("/etc/cni/net.d")?;
     if major == "1" {
-        // Version 1 does not merge the settings of a plugin, so this is all of its configuration,
-        // and ends in the table that the restriction belongs to.
+        // It ends in the table that the restriction belongs to.
         fs::write("/etc/containerd/config.toml", format!("{deployed}{restrict}"))?;
     } else {
         let table = "[plugins.'io.containerd.cri.v1.runtime']";
         let imports = "imports = ['/etc/containerd/conf.d/*.toml']";
         let config = format!("version = 3\n{imports}\n{table}\n{restrict}");
         fs::write("/etc/containerd/config.toml", config)?;
-        fs::write("/etc/containerd/conf.d/pause.toml", deployed)?;
+        fs::write("/etc/containerd/conf.d/20-pause.toml", deployed)?;
     }
     Ok(fs::write("/etc/cni/net.d/10-pods.conf", NETWORK)?)
+}
+
+/// The files in `deploy/` work where they say so, and the warnings in them are true: a drop-in that
+/// does not fit makes containerd forget what config.toml sets.
+async fn keeps_settings(version: &str) -> Result<()> {
+    let cases: &[(u8, &str, bool)] = match version.split('.').collect::<Vec<_>>()[..] {
+        ["1", ..] => &[(2, "containerd-1.toml", false)],
+        ["2", "0" | "1" | "2", ..] => &[
+            (2, "containerd-1.toml", true),
+            (2, "containerd-2.toml", false),
+            (3, "containerd-2.toml", true),
+        ],
+        _ => &[(2, "containerd-2.toml", true), (3, "containerd-2.toml", true)],
+    };
+    let image = "192.0.2.7/infra/pause:1";
+    let folder = tempfile::tempdir_in("/var/tmp")?;
+    let config = folder.path().join("config.toml");
+    let dump = async || {
+        let mut dump = Command::new("containerd");
+        success(dump.arg("--config").arg(&config).args(["config", "dump"])).await
+    };
+    let shows = async || Ok::<_, anyhow::Error>(dump().await?.contains(image));
+    let keeps = async || Ok::<_, anyhow::Error>(dump().await?.contains("SystemdCgroup = true"));
+    for (main, drop_in, is_kept) in cases {
+        let plugin = if *main == 2 { "grpc.v1.cri" } else { "cri.v1.runtime" };
+        let runc = format!("plugins.'io.containerd.{plugin}'.containerd.runtimes.runc");
+        let settings = format!(
+            "[{runc}]\nruntime_type = 'io.containerd.runc.v2'\n[{runc}.options]\nSystemdCgroup = true\n"
+        );
+        let drop_in_text = deployed(drop_in, image)?;
+        fs::write(folder.path().join(drop_in), &drop_in_text)?;
+        let imports = format!("imports = ['{}/{drop_in}']", folder.path().display());
+        fs::write(&config, format!("version = {main}\n{imports}\n{settings}"))?;
+        let case = format!("{drop_in} beside a configuration of version {main}");
+        ensure!(shows().await?, "{case} is not read");
+        same(&case, keeps().await?, *is_kept)?;
+    }
+
+    // The other way: the table is added to a configuration that does not have it, never to one that has.
+    let major = version.split('.').next().unwrap_or_default();
+    let added = deployed(&format!("containerd-{major}.toml"), image)?;
+    let table = added.lines().skip_while(|line| !line.starts_with('[')).collect::<Vec<_>>();
+    let table = table.join("\n");
+    let number = if major == "1" { 2 } else { 3 };
+    fs::write(&config, format!("version = {number}\n{table}\n"))?;
+    ensure!(shows().await?, "the table is not read");
+    let default = success(Command::new("containerd").args(["config", "default"])).await?;
+    fs::write(&config, format!("{default}\n{table}\n"))?;
+    ensure!(dump().await.is_err(), "containerd accepts the table twice");
+    Ok(())
 }

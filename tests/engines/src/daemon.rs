@@ -20,10 +20,10 @@ impl Daemon {
         command: &[&'static str],
         mut ready: impl AsyncFnMut() -> bool,
     ) -> Result<Self> {
-        let name = command[0];
+        let name = command[0].rsplit('/').next().unwrap_or_default();
         let log = format!("/var/log/{name}.log");
         let output = File::options().create(true).append(true).open(&log)?;
-        let mut daemon = Command::new(name);
+        let mut daemon = Command::new(command[0]);
         daemon.args(&command[1..]).kill_on_drop(true).stdin(Stdio::null());
         daemon.stdout(output.try_clone()?).stderr(output);
         let mut process = daemon.spawn().with_context(|| format!("cannot run {name}"))?;

@@ -32,8 +32,6 @@ pub enum Name {
     Runsc,
     /// Kubernetes, driven by kubectl
     Kubernetes,
-    /// Kubernetes on Docker, by the kubelet's dockershim
-    Dockershim,
 }
 
 impl Display for Name {
@@ -97,7 +95,7 @@ impl Name {
             Self::Runc => Facts { package: "runc", ..usual },
             Self::Crun => Facts { package: "crun", least_memory: Ok(512 << 10), ..usual },
             Self::Runsc => Facts { package: "runsc", own_kernel: true, ..usual },
-            Self::Kubernetes | Self::Dockershim => usual,
+            Self::Kubernetes => usual,
         }
     }
 

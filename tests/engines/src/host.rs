@@ -1,6 +1,6 @@
 //! What /proc and /sys tell of processes, whichever container they are in.
 
-use crate::wait::{success, until};
+use crate::wait::{script, success, until};
 use anyhow::{Context, Result, bail, ensure};
 use caps::{CapSet, Capability};
 use harness::proc;
@@ -76,6 +76,17 @@ fn least_memory(process: &Process, v1: &str, v2: &str) -> Result<u64> {
         return least.with_context(|| format!("there is no number in {file}"));
     }
     bail!("it is in no control group for memory")
+}
+
+/// Whether the kernel runs programs of other architectures by an emulator.
+pub async fn has_emulator() -> Result<bool> {
+    const LIST: &str = r#"
+        folder=$(mktemp --directory)
+        mount -t binfmt_misc binfmt_misc "$folder" 2> /dev/null || exit 0
+        ls "$folder"
+        umount "$folder"
+    "#;
+    Ok(script(LIST, &[]).await?.contains("qemu-"))
 }
 
 /// Whether this process may raise limits and lower OOM scores. Even root may not everywhere.

@@ -1,11 +1,12 @@
-//! Kubernetes, built from Debian's source package and driven by kubectl as people do it: a kubelet
-//! decides what happens to sandboxes here. The container runtime is containerd or Docker, as in their
-//! own columns.
+//! Today's Kubernetes and containerd, built from Go modules and driven by kubectl and crictl as people
+//! do it: a kubelet decides what happens to sandboxes here.
 
-use crate::containerd::{ctr, exit_code, process};
-use crate::engine::{Column, Engine, Lacks, Name, Skip};
+use crate::conformance;
+use crate::containerd::{crictl, deployed, exit_code, inspect, process};
+use crate::engine::{Column, Lacks, Name, Skip};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
+use crate::registry;
 use crate::scenario::{Context, HELLO, Scenario, is_as_before, is_init, pauses, reaps};
 use crate::wait::{script, success, until};
 use anyhow::{Context as _, Result, ensure};
@@ -15,12 +16,15 @@ use harness::sandbox::USER;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
+use serde_json::Value;
 use std::collections::HashSet;
+use std::fs;
 use std::path::Path;
 use tokio::process::Command;
 
 /// The programs of Kubernetes, as `xtask engines` shows them to this system.
-const PROGRAMS: &str = "/opt/kubernetes";
+const KUBELET: &str = "/opt/kubernetes/kubelet";
+const KUBECTL: &str = "/opt/kubernetes/kubectl";
 
 /// The example whose pod several scenarios use.
 const SHARED_PID: &str = "shared-pid";
@@ -29,17 +33,35 @@ const SHARED_PID: &str = "shared-pid";
 /// garbage collection runs the same code, but only every five minutes.)
 const COLLECT: &str = "--eviction-hard=nodefs.available<99%,imagefs.available<99%";
 
+/// What the kubelet says when pause of a pod has gone. docs/troubleshooting.md quotes it.
+const SANDBOX_CHANGED: &str = "Pod sandbox changed, it will be killed and re-created.";
+
+/// Signals that a process in the pod sends to PID 1.
+const SIGNALS: &str = "for signal in TERM INT HUP USR1; do kill -$signal 1 || exit; done";
+
+/// The configuration of containerd, which imports the drop-in in `deploy/`.
+const CONTAINERD: &str = "
+version = 3
+imports = ['/etc/kubernetes-node/conf.d/*.toml']
+root = '/var/lib/kubernetes-node'
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+bin_dirs = ['/opt/kubernetes']
+conf_dir = '/etc/kubernetes-node/cni'
+[plugins.'io.containerd.cri.v1.runtime']
+";
+
 /// Applies a manifest with the names of the images that are there.
 const APPLY: &str = r##"
-    sed -e "s#image: .*/pause:.*#image: $2#" -e "s#image: nginx:.*#image: $3#" \
-        -e "s#image: \(busybox\|debian\):.*#image: $4#" "$1" | kubectl apply --filename -
+    sed -e "s#image: .*/pause:.*#image: $2#" -e "s#image: .*nginx.*#image: $3#" \
+        -e "s#image: \(busybox\|debian\):.*#image: $4#" "$1" |
+        /opt/kubernetes/kubectl apply --filename -
 "##;
 
+/// Imports the archive $1 for the kubelet.
+const IMPORT: &str = "/opt/kubernetes/ctr --namespace k8s.io images import \"$1\"";
+
 /// A Kubernetes of one node, with its container runtime.
-pub struct Kubernetes<R> {
-    name: Name,
-    runtime: R,
-}
+pub struct Kubernetes;
 
 /// What a pod keeps as long as its sandbox is the same.
 #[derive(Debug, PartialEq)]
@@ -49,21 +71,16 @@ struct Sandbox {
     address: String,
 }
 
-impl<R: Engine> Column for Kubernetes<R> {
-    async fn start(name: Name, image: &Image) -> Result<Self> {
+impl Column for Kubernetes {
+    async fn start(_: Name, image: &Image) -> Result<Self> {
         let reason = "it is not built: run cargo xtask engines kubernetes";
-        ensure!(Path::new(PROGRAMS).exists(), Skip(reason));
-        let (mut runtime, mut options) = (Name::Containerd, &[][..]);
-        if name == Name::Dockershim {
-            let reason = "the kubelet lowers OOM scores, which root may not do here: use --vm";
-            ensure!(host::has_cap_sys_resource()?, Skip(reason));
-            // Kubernetes had it until 1.23.
-            (runtime, options) = (Name::Docker, &["--container-runtime=docker"]);
-        }
-        let runtime = R::start(runtime, image).await?;
-        control(&["start"]).await?;
-        kubelet(image, options).await?;
-        Ok(Self { name, runtime })
+        ensure!(Path::new(KUBELET).exists(), Skip(reason));
+        let restrict = !host::has_cap_sys_resource()?;
+        let config = format!("{CONTAINERD}restrict_oom_score_adj = {restrict}\n");
+        let drop_in = deployed("containerd-2.toml", &image.reference)?;
+        node(&["start", &config, &drop_in]).await?;
+        node(&["kubelet"]).await?;
+        Ok(Self)
     }
 
     async fn version(&self, _: Name) -> Result<String> {
@@ -72,15 +89,13 @@ impl<R: Engine> Column for Kubernetes<R> {
     }
 
     async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
-        let of_dockershim = [Scenario::Load, Scenario::Inside, Scenario::Pod, Scenario::Tutorial];
-        if self.name == Name::Dockershim && !of_dockershim.contains(&scenario) {
-            return Err(Lacks("it is tried with containerd, in the column kubernetes").into());
-        }
+        enforce("baseline").await?;
         let before = host::surroundings()?;
         match scenario {
-            Scenario::Load => self.load(context).await?,
+            Scenario::Load => load(context).await?,
             Scenario::Stop => stop(context).await?,
-            Scenario::Inside => inside(context).await?,
+            Scenario::Inside => signals("signals", context).await?,
+            Scenario::Remapped => signals("remapped", context).await?,
             Scenario::HostPid => host_pid(context).await?,
             Scenario::Pod => pod(context).await?,
             Scenario::Tutorial => tutorial(context).await?,
@@ -88,18 +103,19 @@ impl<R: Engine> Column for Kubernetes<R> {
             Scenario::Restart => restart(context).await?,
             Scenario::Killed => killed(context).await?,
             Scenario::Settings => settings(context).await?,
-            Scenario::Garbage => self.garbage(context).await?,
+            Scenario::Garbage => garbage(context).await?,
             Scenario::Placeholder => placeholder(context).await?,
             Scenario::PrePull => pre_pull(context).await?,
             Scenario::Many => many(context).await?,
+            Scenario::Conformance => conformance::test(context).await?,
+            Scenario::Registry => registry::test(context).await?,
             Scenario::Outside => return Err(Lacks("kubectl sends no signals").into()),
             Scenario::Hardened => return Err(Lacks("it is part of `placeholder`").into()),
-            Scenario::Remapped => return Err(Lacks("1.20 has no user namespaces").into()),
             _ => return Err(Lacks("it does not depend on the kubelet").into()),
         }
         self.remove_all().await?;
         if [Scenario::Restart, Scenario::Garbage].contains(&scenario) {
-            // The kubelet is another process now.
+            // The daemons are other processes now.
             return Ok(());
         }
         is_as_before(&before, async || host::surroundings()).await
@@ -115,45 +131,50 @@ impl<R: Engine> Column for Kubernetes<R> {
     }
 
     async fn end(self) -> Result<()> {
-        control(&["stop"]).await?;
-        self.runtime.end().await
+        node(&["stop"]).await
     }
 }
 
-impl<R: Engine> Kubernetes<R> {
-    async fn load(&self, context: &Context) -> Result<()> {
-        self.runtime.load(&context.image.archive).await?;
-        for archive in images::helpers().await? {
-            self.runtime.load(archive).await?;
-        }
-        Ok(())
+async fn load(context: &Context) -> Result<()> {
+    let [busybox, nginx] = images::helpers().await?;
+    for archive in [&*context.image.archive, busybox, nginx] {
+        script(IMPORT, &[&archive.to_string_lossy()]).await?;
     }
-
-    async fn garbage(&self, context: &Context) -> Result<()> {
-        let image = &context.image;
-        let has = async |name| {
-            anyhow::Ok(ctr(["images", "list", "--quiet"]).await?.lines().any(|it| it == name))
-        };
-        let gone = async |name| {
-            until("an image is removed", async || Ok((!has(name).await?).then_some(()))).await
-        };
-        kubelet(image, &[COLLECT]).await?;
-        gone(BUSYBOX).await?;
-        ensure!(has(&image.reference).await?, "the kubelet removed its sandbox image");
-
-        // This containerd pins nothing. A kubelet that does not know the image takes it for unused.
-        control(&["kubelet", COLLECT]).await?;
-        gone(&image.reference).await?;
-
-        self.load(context).await?;
-        kubelet(image, &[]).await?;
-        shared_pid(context).await.map(drop)
-    }
+    let pinned = async || Ok((image(&context.image.reference).await?["pinned"] == true).then_some(()));
+    until("the image of sandboxes is pinned", pinned).await
 }
 
-/// Runs a script in the container `shell` of a pod, and returns what it prints.
+/// What CRI shows of an image.
+async fn image(name: &str) -> Result<Value> {
+    inspect("inspecti", name).await
+}
+
+async fn garbage(context: &Context) -> Result<()> {
+    node(&["kubelet", COLLECT]).await?;
+    for name in [BUSYBOX, NGINX] {
+        let gone = async || Ok(image(name).await.is_err().then_some(()));
+        until(&format!("{name} is removed"), gone).await?;
+    }
+    image(&context.image.reference).await.context("the kubelet removed the image of sandboxes")?;
+    node(&["kubelet"]).await?;
+    load(context).await?;
+    shared_pid(context).await.map(drop)
+}
+
+/// Runs a script in a container of a pod, and returns what it prints.
+async fn exec(pod: &str, container: &str, script: &str) -> Result<String> {
+    let container = format!("--container={container}");
+    kubectl(&["exec", pod, &container, "--", "sh", "-c", script]).await
+}
+
 async fn shell(pod: &str, script: &str) -> Result<String> {
-    kubectl(&["exec", pod, "--container=shell", "--", "sh", "-c", script]).await
+    exec(pod, "shell", script).await
+}
+
+/// Enforces a Pod Security level from now on.
+async fn enforce(level: &str) -> Result<()> {
+    let label = format!("pod-security.kubernetes.io/enforce={level}");
+    kubectl(&["label", "--overwrite", "namespace", "default", &label]).await.map(drop)
 }
 
 async fn stop(context: &Context) -> Result<()> {
@@ -164,14 +185,20 @@ async fn stop(context: &Context) -> Result<()> {
     same("the exit code", exit_code(&id).await?, 0)
 }
 
-async fn inside(context: &Context) -> Result<()> {
-    let before = shared_pid(context).await?;
-    shell(SHARED_PID, "kill -TERM 1 && kill -INT 1").await?;
-    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)
+/// Signals from inside the pod `name`, by root and by the user of pause.
+async fn signals(name: &str, context: &Context) -> Result<()> {
+    apply(&format!("tests/engines/kubernetes/{name}.yaml"), "privileged", context).await?;
+    ready(name).await?;
+    let before = sandbox(name, context, USER).await?;
+    for sender in ["root", "user"] {
+        exec(name, sender, SIGNALS).await?;
+        same("the sandbox", &sandbox(name, context, USER).await?, &before)?;
+    }
+    Ok(())
 }
 
 async fn host_pid(context: &Context) -> Result<()> {
-    apply("tests/engines/kubernetes/host.yaml", context).await?;
+    apply("tests/engines/kubernetes/host.yaml", "privileged", context).await?;
     ready("host").await?;
     let pause = Process::new(sandbox("host", context, USER).await?.pid)?;
     let namespaces = |process: &Process| host::namespaces(process, &["pid", "net"]);
@@ -190,7 +217,7 @@ async fn pod(context: &Context) -> Result<()> {
 
 async fn tutorial(context: &Context) -> Result<()> {
     let name = "two-containers";
-    apply("examples/two-containers.yaml", context).await?;
+    apply("examples/two-containers.yaml", "baseline", context).await?;
     until("nginx runs, and the other container has ended", async || {
         let shown = kubectl(&["get", "pod", name, "--no-headers"]).await?;
         let ended = container(name, "debian", ".state.terminated.exitCode").await? == "0";
@@ -218,7 +245,8 @@ async fn replace(context: &Context) -> Result<()> {
 
 async fn restart(context: &Context) -> Result<()> {
     let before = shared_pid(context).await?;
-    kubelet(&context.image, &[]).await?;
+    node(&["containerd"]).await?;
+    node(&["kubelet"]).await?;
     // That it does something in the pod shows that it has taken it over.
     shell(SHARED_PID, "killall -KILL nginx").await?;
     restarted(SHARED_PID, "nginx").await?;
@@ -235,22 +263,28 @@ async fn killed(context: &Context) -> Result<()> {
     restarted(SHARED_PID, "shell").await?;
     let after = sandbox(SHARED_PID, context, USER).await?;
     ensure!(after.id != before.id, "the kubelet takes the dead sandbox for a living one");
+    let events = ["get", "events", "--field-selector=reason=SandboxChanged"];
+    let messages = "--output=jsonpath={.items[*].message}";
+    let events = kubectl(&[&events[..], &[messages]].concat()).await?;
+    ensure!(events.contains(SANDBOX_CHANGED), "the events of changed sandboxes: {events}");
+    let page = fs::read_to_string(project().join("docs/troubleshooting.md"))?;
+    ensure!(page.contains(SANDBOX_CHANGED), "docs/troubleshooting.md does not quote it");
     is_init(&async |script: &str| shell(SHARED_PID, script).await, USER).await
 }
 
 async fn settings(context: &Context) -> Result<()> {
-    apply("tests/engines/kubernetes/settings.yaml", context).await?;
+    apply("tests/engines/kubernetes/settings.yaml", "baseline", context).await?;
     restarted("settings", "shell").await?;
     let before = sandbox("settings", context, 1000).await?;
     let limit = host::memory_limit(&Process::new(before.pid)?)?;
     same("the memory that the pod may use", limit, 64 << 20)?;
     // From the same user.
-    shell("settings", "kill -TERM 1 && kill -INT 1").await?;
+    shell("settings", SIGNALS).await?;
     same("the sandbox", sandbox("settings", context, 1000).await?, before)
 }
 
 async fn placeholder(context: &Context) -> Result<()> {
-    apply("examples/placeholder.yaml", context).await?;
+    apply("examples/placeholder.yaml", "restricted", context).await?;
     rolled_out("deployment/placeholder").await?;
     let id = id(&pod_of("placeholder").await?).await?;
     let pid = process(&id).context("the placeholder does not run")?;
@@ -258,6 +292,7 @@ async fn placeholder(context: &Context) -> Result<()> {
     same("the capabilities it could get", pause.capbnd, Some(0))?;
     same("the flag no_new_privs", pause.nonewprivs, Some(1))?;
 
+    enforce("baseline").await?;
     // A pod for which there is only room without the placeholder.
     let cpus = field("node/node", ".status.allocatable.cpu").await?;
     let requests = format!("--requests=cpu={cpus}");
@@ -268,11 +303,11 @@ async fn placeholder(context: &Context) -> Result<()> {
     same("the next placeholder", field(&next, ".status.phase").await?, "Pending".to_owned())?;
     delete(&["pod", "important"]).await?;
     rolled_out("deployment/placeholder").await?;
-    delete(&["deployment/placeholder", "priorityclass/placeholder"]).await
+    delete(&["deployment/placeholder", "priorityclass/pause-placeholder"]).await
 }
 
 async fn pre_pull(context: &Context) -> Result<()> {
-    apply("examples/pre-pull.yaml", context).await?;
+    apply("examples/pre-pull.yaml", "restricted", context).await?;
     rolled_out("daemonset/pre-pull").await?;
     let id = id(&pod_of("pre-pull").await?).await?;
     delete(&["daemonset/pre-pull"]).await?;
@@ -281,46 +316,42 @@ async fn pre_pull(context: &Context) -> Result<()> {
 
 async fn many(context: &Context) -> Result<()> {
     let image = format!("--image={}", context.image.reference);
-    let replicas = format!("--replicas={}", context.pods);
+    let pods = context.pods.min(50);
+    let replicas = format!("--replicas={pods}");
     kubectl(&["create", "deployment", "many", &image, &replicas]).await?;
     rolled_out("deployment/many").await?;
     let addresses = kubectl(&["get", "pods", "--output=jsonpath={.items[*].status.podIP}"]).await?;
     let addresses: HashSet<_> = addresses.split(' ').collect();
-    same("the number of addresses", addresses.len() as u64, context.pods)?;
+    same("the number of addresses", addresses.len() as u64, pods)?;
     // A sandbox and a container in each pod.
     let pauses = pauses()?;
-    same("the number of processes", pauses.len() as u64, 2 * context.pods)?;
+    same("the number of processes", pauses.len() as u64, 2 * pods)?;
     let sleep = async || Ok(pauses.iter().all(|pid| is_asleep(Pid::from_raw(*pid))).then_some(()));
     until("all of them sleep", sleep).await?;
     delete(&["deployment", "many"]).await?;
     patiently(&["wait", "--for=delete", "pod", "--all"]).await
 }
 
-/// Runs control-plane.sh.
-async fn control(arguments: &[&str]) -> Result<()> {
-    let script = project().join("tests/engines/kubernetes/control-plane.sh");
+/// Runs node.sh.
+async fn node(arguments: &[&str]) -> Result<()> {
+    let script = project().join("tests/engines/kubernetes/node.sh");
     success(Command::new("bash").arg(script).args(arguments)).await.map(drop)
 }
 
-/// Starts the kubelet anew. It has to know the image, so as not to take it for unused.
-async fn kubelet(image: &Image, options: &[&str]) -> Result<()> {
-    let kubelet = ["kubelet", "--pod-infra-container-image", &image.reference];
-    control(&[&kubelet, options].concat()).await
-}
-
 async fn kubectl(arguments: &[&str]) -> Result<String> {
-    success(Command::new("kubectl").args(arguments)).await
+    success(Command::new(KUBECTL).args(arguments)).await
 }
 
-/// Applies a manifest of the project.
-async fn apply(manifest: &str, context: &Context) -> Result<()> {
+/// Applies a manifest of the project, where a Pod Security level is enforced.
+async fn apply(manifest: &str, level: &str, context: &Context) -> Result<()> {
+    enforce(level).await?;
     let path = project().join(manifest).display().to_string();
     script(APPLY, &[&path, &context.image.reference, NGINX, BUSYBOX]).await.map(drop)
 }
 
 /// Starts the pod of the example that several scenarios use.
 async fn shared_pid(context: &Context) -> Result<Sandbox> {
-    apply("examples/shared-pid.yaml", context).await?;
+    apply("examples/shared-pid.yaml", "restricted", context).await?;
     ready(SHARED_PID).await?;
     sandbox(SHARED_PID, context, USER).await
 }
@@ -379,38 +410,12 @@ async fn restarted(pod: &str, name: &str) -> Result<()> {
 
 /// The sandbox of a pod, whose pause has to sleep, as `user`.
 async fn sandbox(pod: &str, context: &Context, user: u32) -> Result<Sandbox> {
-    let runtime = field("node/node", ".status.nodeInfo.containerRuntimeVersion").await?;
-    let found = match runtime.starts_with("docker:") {
-        true => docker_sandbox(pod).await?,
-        false => containerd_sandbox(pod).await?,
-    };
-    let (id, pid) = found.with_context(|| format!("no pause runs for the pod {pod}"))?;
+    let pods = ["pods", "--quiet", "--state=ready", "--name", &format!("^{pod}$")];
+    let id = crictl(pods).await?;
+    ensure!(!id.is_empty() && !id.contains('\n'), "the ready sandboxes of the pod {pod}: {id:?}");
+    let shown: Value = serde_json::from_str(&crictl(["inspectp", "--output=json", &id]).await?)?;
+    let pid = shown["info"]["pid"].as_i64().context("the sandbox has no process")? as i32;
     host::asleep(pid, &context.binary, user).await?;
     let address = field(&format!("pod/{pod}"), ".status.podIP").await?;
     Ok(Sandbox { id, pid, address })
-}
-
-async fn containerd_sandbox(pod: &str) -> Result<Option<(String, i32)>> {
-    let (name, kind) = ("io.kubernetes.pod.name", "io.cri-containerd.kind");
-    let filter = format!(r#"labels."{name}"=={pod},labels."{kind}"==sandbox"#);
-    let ids = ctr(["containers", "list", "--quiet", &filter]).await?;
-    // A dead one may still be listed.
-    Ok(ids.lines().find_map(|id| Some((id.to_owned(), process(id)?))))
-}
-
-async fn docker(arguments: &[&str]) -> Result<String> {
-    success(Command::new("docker").args(arguments)).await
-}
-
-/// Docker lists `/pause` beside the containers of the pod.
-async fn docker_sandbox(pod: &str) -> Result<Option<(String, i32)>> {
-    let filter = format!("label=io.kubernetes.pod.name={pod}");
-    let format = "{{.ID}} {{.Command}}";
-    let list = docker(&["ps", "--filter", &filter, "--format", format]).await?;
-    let (pauses, others): (Vec<_>, Vec<_>) =
-        list.lines().partition(|line| line.ends_with(" \"/pause\""));
-    ensure!(pauses.len() == 1 && !others.is_empty(), "docker ps shows {list:?}");
-    let id = pauses[0].split(' ').next().unwrap_or_default().to_owned();
-    let pid = docker(&["inspect", "--format", "{{.State.Pid}}", &id]).await?.parse()?;
-    Ok(Some((id, pid)))
 }

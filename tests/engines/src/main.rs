@@ -2,6 +2,7 @@
 //! system that is thrown away.
 
 mod cli;
+mod conformance;
 mod containerd;
 mod daemon;
 mod engine;
@@ -9,6 +10,7 @@ mod host;
 mod images;
 mod kubernetes;
 mod oci;
+mod registry;
 mod report;
 mod scenario;
 mod wait;
@@ -24,7 +26,7 @@ use oci::Oci;
 use report::Report;
 use scenario::Context;
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 /// Tries an image on the container engines of this system, and changes the system for it.
@@ -48,9 +50,17 @@ struct Args {
     filter: Vec<String>,
 }
 
+/// What only the systems have that `xtask engines` throws away afterwards.
+const THROWN_AWAY: &str = "/run/thrown-away";
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    ensure!(
+        Path::new(THROWN_AWAY).exists(),
+        "this would remove all containers of the system and overwrite the configuration of its \
+         engines: run `cargo xtask engines`, which makes a system for it"
+    );
     wait::SLOWNESS.store(args.slowness, Ordering::Relaxed);
     let binary = args.image.binary()?;
     let left_out = RefCell::default();
@@ -61,8 +71,7 @@ async fn main() -> anyhow::Result<()> {
             Name::Docker | Name::Podman | Name::PodmanRootless => report.on::<Cli>(*name).await?,
             Name::Containerd => report.on::<Containerd>(*name).await?,
             Name::Runc | Name::Crun | Name::Runsc => report.on::<Oci>(*name).await?,
-            Name::Kubernetes => report.on::<Kubernetes<Containerd>>(*name).await?,
-            Name::Dockershim => report.on::<Kubernetes<Cli>>(*name).await?,
+            Name::Kubernetes => report.on::<Kubernetes>(*name).await?,
         }
     }
     if let Some(path) = args.report {

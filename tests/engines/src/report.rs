@@ -100,7 +100,7 @@ impl Report {
         print!("{engine}::{scenario} ... ");
         let _ = stdout().flush();
         let started = Instant::now();
-        let result = timeout(limit(600), run(&self.context)).await;
+        let result = timeout(limit(1800), run(&self.context)).await;
         let result = result.unwrap_or_else(|_| Err(anyhow!("it does not end")));
         let left_out = Vec::from_iter(self.context.left_out.take());
         let (result, how, reasons) = match result {

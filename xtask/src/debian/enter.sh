@@ -52,6 +52,8 @@ mount -o remount,bind,rw proc/sys/net
 mkdir -p mnt/proc
 mount -t proc proc mnt/proc
 mount -t tmpfs -o mode=755 tmpfs run
+# What changes the system that it runs on looks for this first.
+: > run/thrown-away
 mount -t tmpfs -o mode=755 tmpfs dev
 mkdir dev/mqueue dev/net dev/pts dev/shm
 mount -t devpts -o newinstance,gid=5,mode=620,ptmxmode=666 devpts dev/pts

@@ -132,15 +132,6 @@ impl Debian {
     }
 }
 
-/// Has a script of ours make a folder, from Debian's packages: it is called with both.
-pub fn make_by_script(script: &str, folder: &Path) -> Result<()> {
-    let mut make = isolated();
-    make.args(["--mount-proc", "--"]).arg(project().join(script)).arg(folder).arg(mirror()?);
-    let status = end(&mut make)?;
-    ensure!(status.success(), "{script} cannot make {} ({status})", folder.display());
-    Ok(())
-}
-
 /// The mirror of Debian that this machine uses, whichever it is.
 fn mirror() -> Result<String> {
     let mut targets = Command::new("apt-get");

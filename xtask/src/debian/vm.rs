@@ -69,7 +69,7 @@ impl Debian {
         }
         let command = command.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
         let job = format!(
-            "cd /\nexport HOME=/root LANG=C.UTF-8\n{command}\necho $? > /status\nsystemctl poweroff\n"
+            "cd /\n: > /run/thrown-away\nexport HOME=/root LANG=C.UTF-8\n{command}\necho $? > /status\nsystemctl poweroff\n"
         );
         fs::write(self.changed("/job.sh"), job)?;
 

@@ -1,0 +1,162 @@
+#!/usr/bin/env bash
+# A Kubernetes of one node, in a Debian system that is thrown away.
+#
+#     node.sh start CONFIG DROP_IN        everything but the kubelet, with containerd's configuration
+#     node.sh kubelet OPTION...           starts or restarts the kubelet, with further options
+#     node.sh containerd                  restarts containerd
+#     node.sh stop
+#
+# Each returns when it is done. Logs are in /run/kubernetes.
+set -euo pipefail
+mkdir --parents /run/kubernetes
+cd /run/kubernetes
+# Where the scenarios look for the events of containerd.
+ln --symbolic --force /var/log/ctr.log events.log
+config=/root/.kube/config
+address=192.0.2.1
+export PATH=/opt/kubernetes:$PATH
+
+# Starts a program in the background; nothing of what it inherits keeps the caller waiting.
+daemon() {
+  setsid "${@:2}" >>"$1.log" 2>&1 </dev/null &
+  echo $! >"$1.pid"
+}
+
+# Waits until a command succeeds. The error has the log of the daemon, if that has ended, or does not
+# answer for minutes.
+answers() {
+  local daemon=$1 i
+  shift
+  for ((i = 0; i < 300; i++)); do
+    timeout 10 "$@" >answer 2>&1 && return
+    kill -0 "$(cat "$daemon.pid")" || break
+    sleep 1
+  done
+  { echo "$daemon does not answer:"; cat answer; tail --lines=20 "$daemon.log"; } >&2
+  exit 1
+}
+
+containerd() {
+  daemon containerd containerd --config /etc/kubernetes-node/config.toml
+  answers containerd crictl info
+  daemon events ctr --namespace k8s.io events
+}
+
+# The kubelet changes settings of the whole host, which are not to be written here: it finds them as it
+# wants them. In a mount namespace of its own, for a user namespace may not mount a /proc that is covered.
+kubelet() {
+  daemon kubelet unshare --mount --propagation unchanged sh -euc '
+    mount --make-rprivate /proc
+    for setting in vm/overcommit_memory=1 kernel/panic=10 kernel/panic_on_oops=1; do
+      file=${setting%=*}
+      echo "${setting#*=}" >"${file#*/}"
+      mount --bind "${file#*/}" "/proc/sys/$file"
+    done
+    exec "$@"' sh kubelet --config kubelet.yaml --kubeconfig "$config" --hostname-override node \
+    --node-ip "$address" "$@"
+  # Of an earlier one, the API server believes for a while that it is ready.
+  answers kubelet busybox wget -q -O - http://127.0.0.1:10248/healthz
+  answers kubelet kubectl wait --for condition=Ready --timeout 1s node/node
+}
+
+# Stops a daemon and waits until it has ended.
+stop() {
+  local pid
+  pid=$(cat "$1.pid" 2>/dev/null) || return 0
+  kill "$pid" || { tail "$1.log"; exit 1; } >&2
+  while kill -0 "$pid" 2>/dev/null; do sleep 0.1; done
+  rm "$1.pid"
+}
+
+case $1 in
+kubelet)
+  stop kubelet
+  kubelet "${@:2}"
+  exit
+  ;;
+containerd)
+  stop events
+  stop containerd
+  containerd
+  exit
+  ;;
+stop)
+  for program in kubelet kube-{controller-manager,scheduler,apiserver} etcd events containerd; do
+    stop "$program"
+  done
+  ip link delete node
+  ip link delete pods
+  exit
+  ;;
+esac
+
+# The API server wants an interface with a default route, and the bridge of pods has to be there before
+# the first of them.
+ip link add node type veth peer name wire
+ip link set wire up
+ip address add "$address/24" dev node
+ip link set node up
+ip route add default dev node
+ip link add pods type bridge
+
+# What the kubelet mounts for pods has to reach containerd.
+mount --make-rshared /
+
+mkdir --parents /etc/kubernetes-node/conf.d /etc/kubernetes-node/cni
+printf '%s' "$2" >/etc/kubernetes-node/config.toml
+printf '%s' "$3" >/etc/kubernetes-node/conf.d/pause.toml
+cat >/etc/kubernetes-node/cni/pods.conflist <<CNI
+{
+  "cniVersion": "1.0.0", "name": "kubernetes", "plugins": [
+    { "type": "bridge", "bridge": "pods", "isGateway": true, "ipMasq": false, "hairpinMode": true,
+      "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.88.0.0/16" }]] } },
+    { "type": "portmap", "capabilities": { "portMappings": true } }
+  ]
+}
+CNI
+echo 'runtime-endpoint: unix:///run/containerd/containerd.sock' >/etc/crictl.yaml
+containerd
+
+daemon etcd etcd --data-dir etcd --log-level warn
+answers etcd busybox wget -q -O - http://127.0.0.1:2379/health
+
+# With all rights for whoever has the token, and no accounts for pods.
+echo token,admin,admin >tokens
+mkdir --parents "${config%/*}"
+cat >"$config" <<CONFIG
+apiVersion: v1
+kind: Config
+current-context: pause
+contexts: [{ name: pause, context: { cluster: pause, user: pause } }]
+clusters: [{ name: pause, cluster: { server: "https://$address:6443", insecure-skip-tls-verify: true } }]
+users: [{ name: pause, user: { token: token } }]
+CONFIG
+daemon kube-apiserver kube-apiserver --etcd-servers http://127.0.0.1:2379 --secure-port 6443 \
+  --advertise-address "$address" --service-cluster-ip-range 10.96.0.0/24 --cert-dir certificates \
+  --token-auth-file tokens --service-account-key-file certificates/apiserver.key \
+  --service-account-signing-key-file certificates/apiserver.key --service-account-issuer https://pause \
+  --authorization-mode AlwaysAllow --disable-admission-plugins ServiceAccount --allow-privileged \
+  --kubelet-preferred-address-types InternalIP
+answers kube-apiserver kubectl get --raw /readyz
+answers kube-apiserver kubectl get namespace default
+
+daemon kube-scheduler kube-scheduler --kubeconfig "$config" --leader-elect=false
+daemon kube-controller-manager kube-controller-manager --kubeconfig "$config" --leader-elect=false \
+  --controllers deployment-controller,replicaset-controller,daemonset-controller,garbage-collector-controller,node-lifecycle-controller,namespace-controller,taint-eviction-controller
+
+cat >kubelet.yaml <<KUBELET
+apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+authentication: { anonymous: { enabled: true }, webhook: { enabled: false } }
+authorization: { mode: AlwaysAllow }
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+cgroupDriver: cgroupfs
+enforceNodeAllocatable: []
+failCgroupV1: false
+failSwapOn: false
+localStorageCapacityIsolation: true
+evictionHard: { memory.available: 1Mi, nodefs.available: 1Mi, imagefs.available: 1Mi }
+imageMinimumGCAge: 1s
+kubeAPIQPS: 50
+kubeAPIBurst: 100
+KUBELET

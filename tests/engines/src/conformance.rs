@@ -1,0 +1,116 @@
+//! Kubernetes' own test of container runtimes, critest, with the image that is tried and with
+//! upstream's: both have to give the same results.
+
+use crate::registry::{self, ADDRESS, NODE_SOCKET, Node};
+use crate::scenario::Context;
+use crate::wait::{limit, script};
+use anyhow::{Context as _, Result, ensure};
+use harness::build::project;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::process::Stdio;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// Where critest writes its results, and what it says.
+const REPORT: &str = "/var/tmp/critest.json";
+const LOG: &str = "/var/log/critest.log";
+
+/// What cannot pass without the images that critest is made for: the digest is that of one of them, and
+/// busybox runs `ls` without looking at the file that is to be masked.
+const LEFT_OUT: &str = "image with digest should be pulled|support MaskedPaths";
+
+/// Why critest may skip a test: what it was not asked for, and what this machine or containerd lacks.
+const REASONS: [&str; 4] = [
+    "NRI socket not configured",
+    "AppArmor is disabled on this host",
+    "benchmarks since ",
+    "Image Volume",
+];
+
+/// Mounts the hierarchy of version 1 that systemd keeps, without which containerd finds no control
+/// group, and cannot tell what memory did; or unmounts it: other engines expect systemd behind it.
+const MOUNT: &str = r#"
+    folder=/sys/fs/cgroup/systemd
+    grep -q :name=systemd: /proc/self/cgroup || exit 0
+    mkdir $folder
+    mount -t cgroup -o none,name=systemd cgroup $folder
+"#;
+const UNMOUNT: &str = "! mountpoint -q $1 || { umount $1; rmdir $1; }";
+
+/// Number of tests that pass at least, so that a run that skips everything is not taken for one.
+const LEAST: usize = 100;
+
+/// Runs critest with both images.
+pub async fn test(context: &Context) -> Result<()> {
+    let mut registry = registry::start().await?;
+    crate::images::helpers().await?;
+    let images = project().join("tests/engines/conformance-images.sh").display().to_string();
+    script("sh \"$1\" /opt/kubernetes/pause.c \"$2\"", &[&images, ADDRESS]).await?;
+    let [ours, upstream] = ["infra/pause:tried", "upstream/pause:latest"];
+    let (archive, ours) =
+        (context.image.archive.display().to_string(), format!("{ADDRESS}/{ours}"));
+    script("skopeo copy --quiet \"oci-archive:$1\" \"docker://$2\"", &[&archive, &ours]).await?;
+
+    script(MOUNT, &[]).await?;
+    let expected = critest(&format!("{ADDRESS}/{upstream}")).await.context("upstream's pause")?;
+    let results = critest(&ours).await?;
+    for (name, result) in &results {
+        let theirs = expected.get(name);
+        ensure!(theirs == Some(result), "{name}: {result}, and with upstream's pause {theirs:?}");
+    }
+    let passed = results.values().filter(|result| *result == "passed").count();
+    ensure!(results.len() == expected.len() && passed >= LEAST, "only {passed} tests have passed");
+    context.leaves_out(&format!(
+        "{} of {} tests of critest",
+        results.len() - passed,
+        results.len()
+    ));
+    script(UNMOUNT, &["/sys/fs/cgroup/systemd"]).await?;
+    registry.stop().await
+}
+
+/// Runs critest on a node with `image` for the sandboxes, and returns the result of each test: `passed`,
+/// or `skipped` with the reason. Any other result is an error.
+async fn critest(image: &str) -> Result<BTreeMap<String, String>> {
+    let node = Node::start(image).await?;
+    let _ = fs::remove_file(REPORT);
+    let log = File::create(LOG)?;
+    let mut critest = Command::new("/opt/kubernetes/critest");
+    critest.args(["--runtime-endpoint", NODE_SOCKET, "--ginkgo.no-color", "--ginkgo.seed=1"]);
+    critest.arg(format!("--ginkgo.json-report={REPORT}")).arg(format!("--ginkgo.skip={LEFT_OUT}"));
+    critest.current_dir("/var/tmp").env("TMPDIR", "/var/tmp").kill_on_drop(true);
+    critest.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    let run = timeout(limit(1200), critest.spawn().context("cannot run critest")?.wait()).await;
+    let status = run.context("critest hangs")??;
+    let report = fs::read_to_string(REPORT).with_context(|| {
+        format!("critest: {status}\n{}", fs::read_to_string(LOG).unwrap_or_default())
+    })?;
+    node.end().await?;
+
+    let report: Value = serde_json::from_str(&report)?;
+    let specs = report[0]["SpecReports"].as_array().context("the report has no tests")?;
+    let (mut results, mut failed) = (BTreeMap::new(), Vec::new());
+    for spec in specs.iter().filter(|spec| spec["LeafNodeType"] == "It") {
+        let texts = spec["ContainerHierarchyTexts"].as_array().into_iter().flatten();
+        let words = texts.chain([&spec["LeafNodeText"]]).filter_map(Value::as_str);
+        let name = words.collect::<Vec<_>>().join(" ");
+        let message = spec["Failure"]["Message"].as_str().unwrap_or_default();
+        let result = match spec["State"].as_str() {
+            Some("passed") => "passed".to_owned(),
+            // What is left out by its name has no message.
+            Some("skipped") if message.is_empty() => "left out".to_owned(),
+            Some("skipped") if REASONS.iter().any(|it| message.contains(it)) => {
+                format!("skipped: {message}")
+            }
+            state => {
+                failed.push(format!("{name}: {state:?} {message}"));
+                continue;
+            }
+        };
+        results.insert(name, result);
+    }
+    ensure!(failed.is_empty(), "{image}: {}", failed.join("\n"));
+    Ok(results)
+}
