@@ -39,7 +39,7 @@ enum Task {
     /// Test the image with real container engines
     Engines(engines::Args),
     /// Write the image as an archive that every container engine loads
-    Image(image::Args),
+    Image(image::Options),
     /// Try the steps of the release workflow on this commit, without publishing anything
     ReleaseDryRun,
     /// Print a bill of materials of the image, in CycloneDX
@@ -48,7 +48,7 @@ enum Task {
     Size(Selection),
     /// Stress-test PID 1 with orphans, fork bombs and signals
     Stress(stress::Args),
-    /// Build an image again and compare it with a given one
+    /// Rebuild an image and compare it with an archive
     Verify(verify::Args),
 }
 
