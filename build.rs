@@ -56,7 +56,10 @@ fn link(script: &Path) -> io::Result<()> {
         println!("cargo::rustc-link-arg-bins=-nostartfiles");
         println!("cargo::rustc-link-arg-bins=-Wl,--oformat=binary");
     }
-    println!("cargo::rustc-link-arg-bins=-T{}", script.display());
+    // Cargo corrects paths below OUT_DIR, and no others, in a copy of sources and target/.
+    let copy = PathBuf::from(variable("OUT_DIR")).join("pause.ld");
+    fs::copy(script, &copy)?;
+    println!("cargo::rustc-link-arg-bins=-T{}", copy.display());
 
     // The crate `libc` asks for these, but only its constants and types are used. As they are empty, a
     // call of a C library's function is an undefined symbol.

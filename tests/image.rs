@@ -218,9 +218,12 @@ fn skopeo_reads_the_image() {
 fn binaries_are_those_of_the_image() {
     let folder = TempDir::new().unwrap();
     let directory = folder.path().join("new/binaries");
-    let mut command = xtask();
-    command.args(["image", "--binaries"]).arg(&directory);
-    Image::written_by(&mut command);
+    let command = || {
+        let mut command = xtask();
+        command.args(["image", "--binaries"]).arg(&directory);
+        command
+    };
+    Image::written_by(&mut command());
     let platform = NATIVE.platform.trim_end_matches("/v8").replace('/', "-");
     let name = format!("pause-{platform}");
     assert!(fs::read(directory.join(&name)).unwrap() == *BINARY);
@@ -230,7 +233,7 @@ fn binaries_are_those_of_the_image() {
     // What is there is neither replaced nor added to.
     fs::remove_file(directory.join("SHA256SUMS")).unwrap();
     let output = folder.path().join("pause.tar");
-    let message = fail(command.arg("--output").arg(output));
+    let message = fail(command().arg("--output").arg(output));
     assert!(message.contains("cannot write the binaries"), "{message}");
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
     assert_eq!(fs::read_dir(directory.parent().unwrap()).unwrap().count(), 1);
@@ -256,6 +259,12 @@ fn copied_checkout_uses_its_own_sources() {
     assert!(image(&copy.project) == original, "another image");
     copy.change("src/main.rs", "not PID 1", "not pid 1");
     assert!(image(&copy.project) != original, "the image of the original");
+}
+
+fn another_user_folder_and_environment_give_the_same_bytes() {
+    let copy = Copy::new();
+    let image = Image::written_by(copy.xtask(&OTHER_USER).arg("image").args(FIXED));
+    assert!(image.bytes == IMAGE.bytes, "another image");
 }
 
 fn revision_is_the_commit() {

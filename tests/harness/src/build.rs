@@ -227,7 +227,7 @@ fn binary_of(mut build: Command) -> Result<PathBuf> {
         binary = message["executable"].as_str().map(PathBuf::from).or(binary);
     }
     let status = child.wait()?;
-    ensure!(status.success(), "{build:?}: {status}");
+    ensure!(status.success(), "cargo cannot build the program, see above: {status}");
     match binary {
         Some(path) => Ok(path),
         None => bail!("{build:?} made no binary"),
