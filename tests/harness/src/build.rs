@@ -169,13 +169,15 @@ const PROFILE_ONLY: [&str; 3] = ["lto", "panic", "rpath"];
 
 /// Variables for cargo and its compiler that say where to work and how to reach a registry, and not what
 /// to build.
-const HARMLESS: [&str; 9] = [
+const HARMLESS: [&str; 11] = [
+    "CARGO_BUILD_BUILD_DIR",
     "CARGO_BUILD_JOBS",
     "CARGO_BUILD_TARGET_DIR",
     "CARGO_HOME",
     "CARGO_HTTP_",
     "CARGO_NET_",
     "CARGO_REGISTR",
+    "CARGO_SOURCE_",
     "CARGO_TARGET_DIR",
     "CARGO_TERM_",
     "RUSTUP_",
