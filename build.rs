@@ -75,7 +75,10 @@ fn link(script: &Path, arch: &str) -> io::Result<()> {
         last.push("--allow-multiple-definition");
     }
     options.extend(last.into_iter().map(|option| linker.option(option)));
-    options.push(format!("-T{}", script.display()));
+    // Cargo corrects paths below OUT_DIR, and no others, in a copy of sources and target/.
+    let copy = PathBuf::from(variable("OUT_DIR")).join("pause.ld");
+    fs::copy(script, &copy)?;
+    options.push(format!("-T{}", copy.display()));
 
     // The crate `libc` asks for these, but only its constants and types are used. As they are empty, a
     // call of a C library's function is an undefined symbol.

@@ -1,8 +1,7 @@
 //! `cargo xtask image`: writes the image without a container engine.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use base16ct::HexDisplay;
-use clap::builder::NonEmptyStringValueParser;
 use flate2::{Compression, GzBuilder};
 use harness::build;
 use harness::target::{TARGETS, Target};
@@ -10,7 +9,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
-use std::env::consts::ARCH;
+use std::env::{self, consts::ARCH};
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -31,6 +30,16 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// The command line of `cargo xtask image`.
+#[derive(clap::Args)]
+pub struct Options {
+    #[command(flatten)]
+    args: Args,
+    /// Also write the bare binaries and their SHA256SUMS into this new or empty directory
+    #[arg(long, value_name = "DIRECTORY")]
+    binaries: Option<PathBuf>,
+}
+
+/// What is built, and where it is written.
 #[derive(clap::Args, Default)]
 pub struct Args {
     #[command(flatten)]
@@ -48,13 +57,12 @@ pub struct Recipe {
     pub tag: Option<String>,
     #[command(flatten)]
     pub selection: Selection,
-    /// Commit of the sources [default: from git, if the sources are a repository]
-    #[arg(long, value_name = "COMMIT", value_parser = NonEmptyStringValueParser::new())]
+    /// Commit of the sources, instead of the one that git knows.
+    #[arg(skip)]
     pub revision: Option<String>,
-    /// Time of everything in the image, in seconds since 1970
-    #[arg(long, value_name = "SECONDS", env = "SOURCE_DATE_EPOCH", default_value_t = 0)]
-    #[arg(value_parser = clap::value_parser!(u64).range(..=LAST_TIME))]
-    pub timestamp: u64,
+    /// Time of everything in the image, in seconds since 1970, instead of SOURCE_DATE_EPOCH.
+    #[arg(skip)]
+    pub timestamp: Option<u64>,
     /// A program for one platform, in place of the product's.
     #[arg(skip)]
     pub program: Option<PathBuf>,
@@ -104,12 +112,32 @@ pub struct Blob {
 }
 
 /// Writes the image to a file and prints what is in it.
-pub fn run(args: &Args) -> Result<()> {
-    let (image, output) = make(args)?;
+pub fn run(options: &Options) -> Result<()> {
+    let (image, output) = make(&options.args)?;
+    if let Some(directory) = &options.binaries {
+        write_binaries(directory, &image.variants)
+            .with_context(|| format!("cannot write the binaries to {}", directory.display()))?;
+    }
     println!("reference   {}", image.reference);
     println!("digest      {}", image.digest);
     println!("revision    {}", image.revision.as_deref().unwrap_or("unknown"));
     println!("written to  {}", output.display());
+    println!("archive     {}", sha256(&image.archive));
+    if image.reference.starts_with("localhost/") {
+        return Ok(());
+    }
+    let (archive, reference) = (output.display(), &image.reference);
+    println!("\nTo push it to its registry, run:\n");
+    println!(
+        "    skopeo copy --all --preserve-digests 'oci-archive:{archive}' docker://{reference}"
+    );
+    if let [Variant { target, .. }] = &image.variants[..] {
+        println!(
+            "\nIt is for {} only. Pods on nodes of other architectures will fail to start; \
+             `--platform all` builds it for all of them.",
+            target.platform
+        );
+    }
     Ok(())
 }
 
@@ -129,7 +157,8 @@ impl Image {
         let version = product["version"].as_str();
         let default = || format!("localhost/pause:{}", version.unwrap_or_default());
         let reference = recipe.tag.clone().unwrap_or_else(default);
-        let revision = recipe.revision.clone().or_else(head);
+        let revision = recipe.revision.clone().map_or_else(head, |it| Ok(Some(it)))?;
+        let timestamp = recipe.timestamp.map_or_else(source_date_epoch, Ok)?;
         let annotations: BTreeMap<_, _> = [
             ("title", product["name"].as_str()),
             ("description", product["description"].as_str()),
@@ -146,7 +175,7 @@ impl Image {
             .selection
             .targets()?
             .into_iter()
-            .map(|target| Variant::build(target, &annotations, recipe))
+            .map(|target| Variant::build(target, &annotations, recipe, timestamp))
             .collect::<Result<Vec<_>>>()?;
 
         let manifests = variants.iter().map(|variant| {
@@ -184,28 +213,48 @@ impl Image {
             ("index.json", list(&[image])),
             ("manifest.json", docker),
         ] {
-            append(&mut archive, path, &text(value), 0o644, recipe.timestamp)?;
+            append(&mut archive, path, &text(value), 0o644, timestamp)?;
         }
         let parts = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
         let blobs: Vec<_> = index.into_iter().chain(parts.cloned()).collect();
         for blob in &blobs {
-            append(&mut archive, &blob.path(), &blob.bytes, 0o644, recipe.timestamp)?;
+            append(&mut archive, &blob.path(), &blob.bytes, 0o644, timestamp)?;
         }
         Ok(Self { reference, digest, revision, variants, blobs, archive: archive.into_inner()? })
     }
 }
 
-/// The commit that the sources are of, marked if they differ from it. None without git, or if the project
-/// is not a repository of its own.
-pub fn head() -> Option<String> {
+/// The commit of the sources, marked if they differ from it. None without git, or if the project is not a
+/// repository of its own.
+pub fn head() -> Result<Option<String>> {
+    let project = build::project();
     let git = Command::new("git")
         .args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"])
-        .current_dir(build::project())
-        .env("GIT_CEILING_DIRECTORIES", build::project().parent()?)
-        .output()
-        .ok()?;
-    let revision = String::from_utf8(git.stdout).ok()?;
-    git.status.success().then(|| revision.trim().to_owned())
+        .current_dir(project)
+        .env("GIT_CEILING_DIRECTORIES", project.parent().unwrap_or(project))
+        .output();
+    let Ok(git) = git else { return Ok(None) };
+    if git.status.success() {
+        return Ok(Some(String::from_utf8(git.stdout)?.trim().to_owned()));
+    }
+    if String::from_utf8_lossy(&git.stderr).contains("safe.directory") {
+        bail!(
+            "git does not tell the commit of the sources, because another user owns {0}; to trust \
+             that user, run: git config --global --add safe.directory '{0}'",
+            project.display()
+        );
+    }
+    Ok(None)
+}
+
+/// The variable that reproducible builds take their time from; 1970 without it.
+fn source_date_epoch() -> Result<u64> {
+    let Some(text) = env::var_os("SOURCE_DATE_EPOCH") else { return Ok(0) };
+    let seconds = text.to_str().and_then(|text| text.parse().ok());
+    let seconds = seconds.filter(|seconds| *seconds <= LAST_TIME);
+    seconds.with_context(|| {
+        format!("SOURCE_DATE_EPOCH is {text:?}; expected seconds since 1970, at most {LAST_TIME}")
+    })
 }
 
 impl Selection {
@@ -223,7 +272,7 @@ impl Selection {
             let known: Vec<_> = TARGETS.iter().map(|target| target.platform).collect();
             ensure!(
                 TARGETS.iter().any(|target| matches(name, target)),
-                "there is no platform {name:?}; --platform takes all, {}",
+                "unknown platform {name:?}; use `all` or some of: {}",
                 known.join(", ")
             );
         }
@@ -233,8 +282,12 @@ impl Selection {
 }
 
 impl Variant {
-    fn build(target: &'static Target, annotations: &Value, recipe: &Recipe) -> Result<Self> {
-        let timestamp = recipe.timestamp;
+    fn build(
+        target: &'static Target,
+        annotations: &Value,
+        recipe: &Recipe,
+        timestamp: u64,
+    ) -> Result<Self> {
         let binary = recipe.program.clone().map_or_else(|| target.build(), Ok)?;
         let binary = fs::read(&binary)
             .with_context(|| format!("cannot read the binary {}", binary.display()))?;
@@ -347,17 +400,40 @@ fn reference(text: &str) -> Result<String> {
         r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*";
     const TAG: &str = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}";
     let is_complete = Regex::new(&format!("^{REGISTRY}/{REPOSITORY}:{TAG}$"))?.is_match(text);
-    ensure!(is_complete, "it is not like registry.example/repository:tag");
+    ensure!(is_complete, "expected registry.example/repository:tag");
     Ok(text.to_owned())
 }
 
-/// Writes a file as a whole or not at all, and makes its folder.
+/// Writes the binaries and SHA256SUMS into a directory that is new or empty, all of them or none.
+fn write_binaries(directory: &Path, variants: &[Variant]) -> Result<()> {
+    let parent = directory.parent().context("it is not a directory")?;
+    let parent = if parent == Path::new("") { Path::new(".") } else { parent };
+    fs::create_dir_all(parent)?;
+    let new = tempfile::tempdir_in(parent)?;
+    let mut sums = String::new();
+    for Variant { target, binary, .. } in variants {
+        // There is no arm64 but v8.
+        let platform = target.platform.trim_end_matches("/v8").replace('/', "-");
+        let name = format!("pause-{platform}");
+        let path = new.path().join(&name);
+        fs::write(&path, binary)?;
+        fs::set_permissions(path, Permissions::from_mode(0o755))?;
+        sums += &format!("{}  {name}\n", sha256(binary).trim_start_matches("sha256:"));
+    }
+    fs::write(new.path().join("SHA256SUMS"), sums)?;
+    fs::set_permissions(new.path(), Permissions::from_mode(0o755))?;
+    // It replaces an empty directory, and fails if there is something in it.
+    fs::rename(new.path(), directory)?;
+    Ok(())
+}
+
+/// Writes a file as a whole or not at all, and creates its directory.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> Result<()> {
-        let folder = path.parent().context("it is no file")?;
-        fs::create_dir_all(folder)?;
+        let directory = path.parent().context("it is not a file")?;
+        fs::create_dir_all(directory)?;
         let mode = Permissions::from_mode(0o666);
-        let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(folder)?;
+        let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(directory)?;
         file.write_all(bytes)?;
         file.persist(path).map_err(|error| error.error)?;
         Ok(())

@@ -19,11 +19,19 @@ pub enum Flavor {
     Hosted,
 }
 
-/// The top folder of the sources: of these, or of the copy that `PAUSE_PROJECT` names.
+/// The top directory of the sources: the one that `PAUSE_PROJECT` names, else the first one upwards from
+/// the directory that cargo runs a program for, or from the current one. It is found at run time, because
+/// cargo runs the same program in a copy of the sources that was made together with `target/`.
 pub fn project() -> &'static Path {
     static PROJECT: LazyLock<PathBuf> = LazyLock::new(|| {
-        let ours = || concat!(env!("CARGO_MANIFEST_DIR"), "/../..").into();
-        let project: PathBuf = env::var_os("PAUSE_PROJECT").map_or_else(ours, PathBuf::from);
+        let is_project = |path: &&Path| path.join("tests/harness/Cargo.toml").exists();
+        let current = env::current_dir().unwrap_or_default();
+        let starts = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+        let starts: Vec<_> = starts.into_iter().chain([current.clone()]).collect();
+        let found = || starts.iter().find_map(|start| start.ancestors().find(is_project));
+        // Without sources, cargo's own error names the directory.
+        let default = || found().unwrap_or(&current).to_owned();
+        let project = env::var_os("PAUSE_PROJECT").map_or_else(default, PathBuf::from);
         project.canonicalize().unwrap_or(project)
     });
     &PROJECT
@@ -33,9 +41,11 @@ pub fn project() -> &'static Path {
 pub fn build(flavor: Flavor) -> Result<PathBuf> {
     let mut command = build_command();
     if flavor == Flavor::Hosted {
-        // A folder of its own, or each flavor would overwrite the other at target/release/pause.
+        // A directory of its own, or each flavor would overwrite the other at target/release/pause.
         command.args(["--features=hosted", "--target-dir=target/hosted"]);
     }
+    // Without it a configuration can ask for another target.
+    command.arg("--target=host-tuple");
     binary_of(command)
 }
 
@@ -74,7 +84,7 @@ pub fn find_core(target: &str) -> Result<OsString> {
             return Ok(rustc);
         }
     }
-    bail!("there is no core for {target}; get it with: rustup target add {target}")
+    bail!("target {target} is not installed; run: rustup target add {target}")
 }
 
 fn usual_rustc() -> OsString {
@@ -83,7 +93,7 @@ fn usual_rustc() -> OsString {
 
 /// The linker that comes with the usual compiler, for every target.
 fn linker() -> Result<PathBuf> {
-    let folder = stdout_of(Command::new("rustc").args(["--print=target-libdir"]))?;
+    let folder = stdout_of(Command::new(usual_rustc()).arg("--print=target-libdir"))?;
     let linker = Path::new(folder.trim()).with_file_name("bin").join("rust-lld");
     ensure!(linker.exists(), "the Rust toolchain has no rust-lld at {}", linker.display());
     Ok(linker)
@@ -108,17 +118,70 @@ pub fn stdout_of(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A command that builds the product as it ships: the same bytes whatever flags and profile the
-/// caller's environment asks for, and whatever flags the configuration of cargo does.
+/// `[profile.release]` of Cargo.toml and cargo's defaults for the keys that it leaves out.
+const PROFILE: [(&str, &str); 10] = [
+    ("opt-level", "\"z\""),
+    ("codegen-units", "1"),
+    ("debug", "false"),
+    ("strip", "true"),
+    ("debug-assertions", "false"),
+    ("overflow-checks", "false"),
+    ("incremental", "false"),
+    ("lto", "true"),
+    ("panic", "\"abort\""),
+    ("rpath", "false"),
+];
+
+/// Keys of a profile that do not exist for a single package.
+const PROFILE_ONLY: [&str; 3] = ["lto", "panic", "rpath"];
+
+/// Variables for cargo and its compiler that say where to work and how to reach a registry, and not what
+/// to build.
+const HARMLESS: [&str; 11] = [
+    "CARGO_BUILD_BUILD_DIR",
+    "CARGO_BUILD_JOBS",
+    "CARGO_BUILD_TARGET_DIR",
+    "CARGO_HOME",
+    "CARGO_HTTP_",
+    "CARGO_NET_",
+    "CARGO_REGISTR",
+    "CARGO_SOURCE_",
+    "CARGO_TARGET_DIR",
+    "CARGO_TERM_",
+    "RUSTUP_",
+];
+
+/// Variables with which gcc and GNU ld look for other programs and libraries, or write another format.
+const OF_LINKERS: [&str; 6] =
+    ["COMPILER_PATH", "GCC_EXEC_PREFIX", "GNUTARGET", "LDEMULATION", "LD_RUN_PATH", "LIBRARY_PATH"];
+
+/// A command that builds the product as it ships: the same bytes whatever the caller's environment and
+/// configuration of cargo ask for.
 fn build_command() -> Command {
     let mut command = cargo("build");
-    command.args(["--release", "--quiet", "--package=pause"]);
+    command.args(["--release", "--quiet", "--package=pause", "--locked"]);
     command.arg("--message-format=json-render-diagnostics");
-    // cargo takes flags from the first place that has some; this one comes first.
-    command.env("CARGO_ENCODED_RUSTFLAGS", "");
     for (name, _) in env::vars_os() {
-        if name.as_encoded_bytes().starts_with(b"CARGO_PROFILE_RELEASE_") {
+        let text = name.to_string_lossy();
+        let is_for_rust =
+            ["CARGO", "RUST"].iter().any(|it| text.trim_start_matches('_').starts_with(it));
+        let is_harmless = HARMLESS.iter().any(|it| text.starts_with(it));
+        if is_for_rust && !is_harmless || OF_LINKERS.contains(&&*text) {
             command.env_remove(name);
+        }
+    }
+    // For these a variable stands above a configuration, even if it is empty.
+    for name in ["CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER"] {
+        command.env(name, "");
+    }
+    command.env("CARGO_INCREMENTAL", "0").env("RUSTC", usual_rustc());
+    // What the command line says stands above all else.
+    for (key, value) in PROFILE {
+        command.arg(format!("--config=profile.release.{key}={value}"));
+        if !PROFILE_ONLY.contains(&key) {
+            for package in ["pause", "libc", "\"*\""] {
+                command.arg(format!("--config=profile.release.package.{package}.{key}={value}"));
+            }
         }
     }
     command
@@ -134,7 +197,7 @@ fn binary_of(mut build: Command) -> Result<PathBuf> {
         binary = message["executable"].as_str().map(PathBuf::from).or(binary);
     }
     let status = child.wait()?;
-    ensure!(status.success(), "{build:?}: {status}");
+    ensure!(status.success(), "cargo cannot build the program, see above: {status}");
     match binary {
         Some(path) => Ok(path),
         None => bail!("{build:?} made no binary"),
@@ -153,12 +216,12 @@ pub fn build_program(package: &str) -> Result<PathBuf> {
     binary_of(command)
 }
 
-/// The folder of the usual toolchain, which has `bin/rustc`.
+/// The directory of the usual toolchain, which has `bin/rustc`.
 pub fn sysroot() -> Result<PathBuf> {
     Ok(stdout_of(Command::new(usual_rustc()).arg("--print=sysroot"))?.trim().into())
 }
 
-/// Copies the sources, all that is not made from them, into an existing folder.
+/// Copies the sources, all that is not made from them, into an existing directory.
 pub fn copy_sources(folder: &Path) -> Result<()> {
     let entries = fs::read_dir(project())?.collect::<Result<Vec<_>, _>>()?;
     let sources = entries.iter().map(|entry| entry.path());
