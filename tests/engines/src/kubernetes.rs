@@ -140,7 +140,8 @@ async fn load(context: &Context) -> Result<()> {
     for archive in [&*context.image.archive, busybox, nginx] {
         script(IMPORT, &[&archive.to_string_lossy()]).await?;
     }
-    let pinned = async || Ok((image(&context.image.reference).await?["pinned"] == true).then_some(()));
+    let pinned =
+        async || Ok((image(&context.image.reference).await?["pinned"] == true).then_some(()));
     until("the image of sandboxes is pinned", pinned).await
 }
 
