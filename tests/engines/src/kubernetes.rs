@@ -16,7 +16,7 @@ use harness::sandbox::USER;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use procfs::process::Process;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
@@ -296,8 +296,11 @@ async fn placeholder(context: &Context) -> Result<()> {
     enforce("baseline").await?;
     // A pod for which there is only room without the placeholder.
     let cpus = field("node/node", ".status.allocatable.cpu").await?;
-    let requests = format!("--requests=cpu={cpus}");
-    kubectl(&["run", "important", "--image", &context.image.reference, &requests]).await?;
+    let image = &context.image.reference;
+    let resources = json!({ "requests": { "cpu": cpus } });
+    let container = json!({ "name": "important", "image": image, "resources": resources });
+    let overrides = format!("--overrides={}", json!({ "spec": { "containers": [container] } }));
+    kubectl(&["run", "important", "--image", image, &overrides]).await?;
     ready("important").await?;
     same("the exit code", exit_code(&id).await?, 0)?;
     let next = format!("pod/{}", pod_of("placeholder").await?);
