@@ -5,7 +5,7 @@ set -eu
 source=$1 registry=$2
 cd "$(mktemp --directory --tmpdir=/var/tmp)"
 
-mkdir -p root/bin root/etc/nginx root/tmp root/usr/share/nginx/html root/var/log/nginx pause
+mkdir -p root/bin root/etc/nginx root/tmp root/usr/share/nginx/html root/var/run pause
 cp /bin/busybox root/bin
 # Links by the file, for a test covers one of the programs by a mount.
 for name in $(busybox --list | grep -vx busybox); do ln root/bin/busybox "root/bin/$name"; done
@@ -22,8 +22,8 @@ for program in /usr/sbin/nginx /usr/bin/ipcs; do
     done
 done
 echo hello > root/usr/share/nginx/html/index.html
-sed 's/listen 80;/listen 12003;/' /var/tmp/helpers/nginx/etc/nginx/nginx.conf > root/etc/nginx/host.conf
-cp /var/tmp/helpers/nginx/etc/nginx/nginx.conf root/etc/nginx
+sed 's#^pid .*#pid /var/run/nginx.pid;#' /var/tmp/helpers/nginx/etc/nginx/nginx.conf > root/etc/nginx/nginx.conf
+sed 's/listen 80;/listen 12003;/' root/etc/nginx/nginx.conf > root/etc/nginx/host.conf
 cat > root/etc/passwd <<'PASSWD'
 root:x:0:0::/:/bin/sh
 www-data:x:33:33::/:/bin/sh
@@ -78,7 +78,7 @@ push root "$tools/test-image-user-uid-group:latest" --config.user 1003:1004
 push root "$tools/test-image-user-username-group:latest" --config.user www-data:100
 push root "$tools/test-image-predefined-group:latest" --config.user 1000 --config.cmd sh
 for name in latest:latest tag:test tag:all 1:latest 2:latest 3:latest tags:1; do
-    push root "$tools/test-image-$name"
+    push root "$tools/test-image-$name" --config.cmd sh
 done
 for tag in 2 3; do
     skopeo --insecure-policy copy --quiet --src-tls-verify=false --dest-tls-verify=false \

@@ -22,11 +22,13 @@ const LOG: &str = "/var/log/critest.log";
 const LEFT_OUT: &str = "image with digest should be pulled|support MaskedPaths";
 
 /// Why critest may skip a test: what it was not asked for, and what this machine or containerd lacks.
-const REASONS: [&str; 4] = [
+const REASONS: [&str; 5] = [
     "NRI socket not configured",
     "AppArmor is disabled on this host",
     "benchmarks since ",
     "Image Volume",
+    // Debian's runc is too old for them.
+    "no runtime handler found which supports user namespaces",
 ];
 
 /// Mounts the hierarchy of version 1 that systemd keeps, without which containerd finds no control
