@@ -170,11 +170,12 @@ pub fn would_block(fd: c_int) -> bool {
     // SAFETY: `stream` is one pollfd; the timeout is zero.
     let ready = unsafe { syscall(libc::SYS_poll, [stream, 1, 0]) };
     #[cfg(any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64"))]
-    // SAFETY: `stream` is one pollfd; the timeout is zero and only read on these 64-bit architectures; there
-    // is no mask, so its size is not looked at.
+    // SAFETY: `stream` is one pollfd, and `now` a timeout; there is no mask.
     let ready = unsafe {
-        let timeout = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        syscall(libc::SYS_ppoll, [stream, 1, &raw const timeout as usize, 0])
+        // LLVM would clear both words by a vector instruction, which not every processor has.
+        let zero = core::hint::black_box(0);
+        let mut now = libc::timespec { tv_sec: zero, tv_nsec: zero };
+        syscall(libc::SYS_ppoll, [stream, 1, &raw mut now as usize, 0])
     };
     matches!(ready, Ok(0))
 }

@@ -52,10 +52,14 @@ pub fn state(pid: Pid) -> Option<char> {
 pub fn is_asleep(pid: Pid) -> bool {
     let stat = stat(Process::new(pid.as_raw()));
     let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
-    let number = call.split(' ').next().and_then(|number| number.parse().ok());
+    let mut words = call.split(' ');
+    let number = words.next().and_then(|number| number.parse().ok());
+    // With a timeout ppoll only looks whether a message can be written.
+    let has_timeout = number == Some(libc::SYS_ppoll) && words.nth(2) != Some("0x0");
     // PID 1 sleeps, too, while it exits and waits for the rest of its namespace.
     let is_exiting = |stat: &Stat| stat.flags & PF_EXITING != 0;
     stat.is_some_and(|stat| stat.comm == "pause" && stat.state == 'S' && !is_exiting(&stat))
+        && !has_timeout
         && number.is_none_or(|number| SLEEPING_CALLS.contains(&number))
 }
 
