@@ -12,7 +12,7 @@ use std::process::Command;
 
 /// What the engines and their scenarios need, in each release.
 const PACKAGES: &str = "apparmor buildah busybox-static containerd containernetworking-plugins crun dbus \
-    docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx podman runc runsc skopeo \
+    docker-registry docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx podman runc skopeo \
     slirp4netns systemd-sysv udev uidmap umoci";
 
 /// What came with Docker 26 and Podman 5.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what go.mod and the modules beside it name into target/kubernetes/bin, if it has changed:
-# Kubernetes, etcd, containerd, runc, CNI plugins, crictl, critest, a registry and gVisor.
+# Kubernetes, etcd, containerd, runc, CNI plugins, crictl and critest.
 #
 #     tests/engines/kubernetes/build.sh [crictl]
 #
@@ -20,17 +20,9 @@ minor=${version#go1.}
 ((${minor%%[!0-9]*} >= 21)) ||
   fail "$version is too old to build Kubernetes: install Go 1.21 or later, which fetches what go.mod names"
 
-mkdir --parents "$folder/bin"
-exec 9>"$folder/lock"
-flock --nonblock 9 || {
-  echo "Waiting for the other build in $folder" >&2
-  flock 9
-}
-
-export GOPATH=$folder/go GOMODCACHE=$folder/go/pkg/mod GOCACHE=$folder/cache GOTMPDIR=$folder/tmp
+mkdir --parents "$folder"/{bin,locks,sums,tmp}
+export GOPATH=$folder/go GOMODCACHE=$folder/go/pkg/mod GOCACHE=$folder/cache
 export GOFLAGS=-modcacherw GOWORK=off CGO_ENABLED=0
-rm --recursive --force "$GOTMPDIR"
-mkdir "$GOTMPDIR"
 
 # The version of a module.
 version_of() { go list -m -f '{{.Version}}' "$1"; }
@@ -39,11 +31,17 @@ version_of() { go list -m -f '{{.Version}}' "$1"; }
 program() {
   local module=$1 program=$2
   shift 2
-  local stamp=$folder/$program.sum sum
+  local stamp=$folder/sums/$program sum
+  # Another build may be at it.
+  exec 9>"$folder/locks/$program"
+  flock 9
   sum=$(cat "$module"/go.{mod,sum} build.sh | sha256sum)
   test "$(cat "$stamp" 2>/dev/null)" != "$sum" || test ! -e "$folder/bin/$program" || return 0
   test -v announced || announce
   echo "Building $program" >&2
+  export GOTMPDIR=$folder/tmp/$program
+  rm --recursive --force "$GOTMPDIR"
+  mkdir "$GOTMPDIR"
   (cd "$module" && "${@:1:$#-1}" -trimpath -ldflags "$flags" -tags "$tags" -o "$GOTMPDIR/$program" "${@: -1}") || fail "\
 Cannot build $program: see above. It needs the Go module proxy ($(go env GOPROXY)) and disk in $folder,
 which has $(df --output=avail --block-size=G "$folder" | tail -1 | tr --delete ' ') left."
@@ -70,7 +68,6 @@ for name in containerd containerd-shim-runc-v2 ctr; do
   program . "$name" go build "github.com/containerd/containerd/v2/cmd/$name"
 done
 program . critest go test -c sigs.k8s.io/cri-tools/cmd/critest
-program registry registry go build github.com/distribution/distribution/v3/cmd/registry
 CGO_ENABLED=1 tags=seccomp program runc runc go build github.com/opencontainers/runc
 for plugin in main/{bridge,loopback} ipam/host-local meta/portmap; do
   program . "${plugin#*/}" go build "github.com/containernetworking/plugins/plugins/$plugin"

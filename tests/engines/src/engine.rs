@@ -24,12 +24,6 @@ pub enum Name {
     Podman,
     /// Podman's pods, an ordinary user's
     PodmanRootless,
-    /// runc with bundles of our own
-    Runc,
-    /// crun with bundles of our own
-    Crun,
-    /// gVisor with bundles of our own
-    Runsc,
     /// Kubernetes, driven by kubectl
     Kubernetes,
 }
@@ -55,8 +49,6 @@ pub struct Facts {
     /// the runtime's need: runc and what is in Go have to fit in before pause takes their place, with
     /// all that control groups of version 2 count.
     pub least_memory: Result<u64, &'static str>,
-    /// Whether a pod has a kernel of its own, so that its processes are not the host's.
-    pub own_kernel: bool,
     /// The program whose processes it may leave behind.
     pub may_forget: Option<&'static str>,
     /// The user that pause is in a pod.
@@ -72,7 +64,6 @@ impl Name {
             stops_by_sigterm: true,
             logs_pause: true,
             least_memory: Ok(16 << 20),
-            own_kernel: false,
             may_forget: None,
             user: USER,
         };
@@ -92,9 +83,6 @@ impl Name {
             },
             Self::Podman => podman,
             Self::PodmanRootless => Facts { least_memory: Err(delegated), ..podman },
-            Self::Runc => Facts { package: "runc", ..usual },
-            Self::Crun => Facts { package: "crun", least_memory: Ok(512 << 10), ..usual },
-            Self::Runsc => Facts { package: "runsc", own_kernel: true, ..usual },
             Self::Kubernetes => usual,
         }
     }

@@ -9,7 +9,6 @@ mod engine;
 mod host;
 mod images;
 mod kubernetes;
-mod oci;
 mod registry;
 mod report;
 mod scenario;
@@ -22,7 +21,6 @@ use containerd::Containerd;
 use engine::Name;
 use images::Image;
 use kubernetes::Kubernetes;
-use oci::Oci;
 use report::Report;
 use scenario::Context;
 use std::cell::RefCell;
@@ -70,7 +68,6 @@ async fn main() -> anyhow::Result<()> {
         match name {
             Name::Docker | Name::Podman | Name::PodmanRootless => report.on::<Cli>(*name).await?,
             Name::Containerd => report.on::<Containerd>(*name).await?,
-            Name::Runc | Name::Crun | Name::Runsc => report.on::<Oci>(*name).await?,
             Name::Kubernetes => report.on::<Kubernetes>(*name).await?,
         }
     }

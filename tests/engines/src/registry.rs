@@ -61,11 +61,11 @@ pub const NODE_SOCKET: &str = "unix:///run/node/containerd.sock";
 
 /// Starts a registry, which is empty the first time.
 pub async fn start() -> Result<Daemon> {
-    let reason = "it is not built: run cargo xtask engines kubernetes";
-    ensure!(Path::new(PROGRAMS).join("registry").exists(), Skip(reason));
+    let reason = "today's containerd is not built: run cargo xtask engines kubernetes";
+    ensure!(Path::new(PROGRAMS).join("containerd").exists(), Skip(reason));
     script(CLIENTS, &[ADDRESS]).await?;
     fs::write("/etc/registry.yml", SETTINGS)?;
-    Daemon::start(&["/opt/kubernetes/registry", "serve", "/etc/registry.yml"], async || {
+    Daemon::start(&["docker-registry", "serve", "/etc/registry.yml"], async || {
         let fetch = "busybox wget -q -O - http://$1/v2/";
         script(fetch, &[ADDRESS]).await.is_ok()
     })

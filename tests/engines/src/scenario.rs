@@ -207,10 +207,6 @@ impl<E: Engine> Trial<'_, E> {
     async fn outside(&self) -> Result<()> {
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
             for from_host in [false, true] {
-                let sandbox = "kill on the host: it would be the sandbox that it ends";
-                if from_host && !self.host_sees(sandbox) {
-                    continue;
-                }
                 let (pod, pause) = self.start("signalled", Sandbox::Usual).await?;
                 match from_host {
                     false => self.engine.signal_pod(&pod, signal).await?,
@@ -220,10 +216,6 @@ impl<E: Engine> Trial<'_, E> {
                 self.engine.remove_pod(pod).await?;
             }
         }
-        if !self.host_sees("Ctrl-C: the host does not see when pause is ready for it") {
-            return Ok(());
-        }
-
         let command = self.engine.on_terminal().await?;
         let before = pauses()?;
         let mut terminal = Command::new("script");
@@ -284,13 +276,9 @@ impl<E: Engine> Trial<'_, E> {
         let mut bystander = bystander.spawn()?;
 
         let (pod, pause) = self.start("host-pid", Sandbox::HostPid).await?;
-        let mut log = STOPPED.to_owned();
-        if self.host_sees("the warning: pause is PID 1 of a kernel that knows no other processes") {
-            let own = host::namespaces(&Process::myself()?, &["pid"])?;
-            same("the PID namespace", host::namespaces(&pause, &["pid"])?, own)?;
-            log.insert_str(0, WARNING);
-        }
-        self.stops(&pod, &log).await?;
+        let own = host::namespaces(&Process::myself()?, &["pid"])?;
+        same("the PID namespace", host::namespaces(&pause, &["pid"])?, own)?;
+        self.stops(&pod, &format!("{WARNING}{STOPPED}")).await?;
         same("what became of a process of the host", bystander.try_wait()?, None)
     }
 
@@ -298,12 +286,10 @@ impl<E: Engine> Trial<'_, E> {
         let (pod, pause) = self.start("pod", Sandbox::Usual).await?;
         let beside = self.engine.run(&pod, "beside", IDLE).await?;
 
-        if !self.facts.own_kernel {
-            let shared = host::namespaces(&pause, self.facts.shared)?;
-            same("the namespaces", self.namespaces(&beside).await?, shared.clone())?;
-            let own = host::namespaces(&Process::myself()?, self.facts.shared)?;
-            ensure!(shared.iter().all(|namespace| !own.contains(namespace)), "they are the host's");
-        }
+        let shared = host::namespaces(&pause, self.facts.shared)?;
+        same("the namespaces", self.namespaces(&beside).await?, shared.clone())?;
+        let own = host::namespaces(&Process::myself()?, self.facts.shared)?;
+        ensure!(shared.iter().all(|namespace| !own.contains(namespace)), "they are the host's");
         self.pause_reaps(&pause, &beside).await?;
 
         let careless =
@@ -331,13 +317,10 @@ impl<E: Engine> Trial<'_, E> {
         let page = async || Ok(self.engine.exec(&client, &fetch).await.ok());
         same("what nginx serves", until("nginx answers", page).await?, HELLO.to_owned())?;
 
-        if self.host_sees("whether the host can fetch it: the pod has no address") {
-            let url = format!("http://{}/", host::address(&pause).await?);
-            let mut fetch = self.engine.on_host("busybox");
-            fetch.args(["wget", "-q", "-O", "-", &url]);
-            same("what the host fetches", success(&mut fetch).await?, HELLO.to_owned())?;
-        }
-        Ok(())
+        let url = format!("http://{}/", host::address(&pause).await?);
+        let mut fetch = self.engine.on_host("busybox");
+        fetch.args(["wget", "-q", "-O", "-", &url]);
+        same("what the host fetches", success(&mut fetch).await?, HELLO.to_owned())
     }
 
     async fn shared(&self) -> Result<()> {
@@ -348,12 +331,13 @@ impl<E: Engine> Trial<'_, E> {
         let stranger = self.engine.run(&other, "stranger", IDLE).await?;
 
         self.engine.exec(&first, &["ipcmk", "--shmem", "4096", "--semaphore", "3"]).await?;
-        let mut scripts = vec!["hostname"];
-        if self.host_sees("network interfaces and System V IPC: the pod's kernel shows neither") {
-            scripts.extend(["ip -o link show dev eth0", "ip -4 -o address show dev eth0"]);
-            scripts.extend(["cat /proc/sysvipc/shm", "cat /proc/sysvipc/sem"]);
-        }
-        for script in scripts {
+        for script in [
+            "hostname",
+            "ip -o link show dev eth0",
+            "ip -4 -o address show dev eth0",
+            "cat /proc/sysvipc/shm",
+            "cat /proc/sysvipc/sem",
+        ] {
             let seen = self.shell(&first, script).await?;
             same(script, &self.shell(&second, script).await?, &seen)?;
             let elsewhere = self.shell(&stranger, script).await?;
@@ -403,9 +387,8 @@ impl<E: Engine> Trial<'_, E> {
         let beside = self.engine.run(&pod, "beside", IDLE).await?;
         kill(Pid::from_raw(pause.pid), Signal::SIGKILL)?;
         self.is_down(&pod, 137).await?;
-        // The kernel takes the PID namespace down with its PID 1; gVisor's goes itself.
-        let code = if self.facts.own_kernel { 128 } else { 137 };
-        same("the exit code beside it", self.engine.exit_code(&beside).await?, code)?;
+        // The kernel takes the PID namespace down with its PID 1.
+        same("the exit code beside it", self.engine.exit_code(&beside).await?, 137)?;
 
         let pod = self.engine.restart_pod(pod).await?;
         let pause = self.asleep(&pod).await?;
@@ -419,21 +402,19 @@ impl<E: Engine> Trial<'_, E> {
         let spec = Spec { hardened: true, ..Spec::alone(&self.context.image.reference, &[]) };
         let container = self.engine.run(&pod, "least", spec).await?;
         let pid = self.engine.pid(&container).await?;
-        if self.host_sees("capabilities, seccomp and mounts: the host does not see them") {
-            let pause = host::asleep(pid, &self.context.binary, USER).await?;
-            let status = pause.status()?;
-            same("the capabilities it could get", status.capbnd, Some(0))?;
-            same("the flag no_new_privs", status.nonewprivs, Some(1))?;
-            // SECCOMP_MODE_FILTER
-            same("the seccomp mode", status.seccomp, Some(2))?;
-            match self.facts.least_memory {
-                Ok(limit) => same("the memory it may use", host::memory_limit(&pause)?, limit)?,
-                Err(why) => self.context.leaves_out(&format!("the limit of its memory: {why}")),
-            }
-            let mounts = pause.mountinfo()?;
-            let mut root = mounts.iter().filter(|mount| mount.mount_point == Path::new("/"));
-            ensure!(root.all(|root| root.mount_options.contains_key("ro")), "the root is writable");
+        let pause = host::asleep(pid, &self.context.binary, USER).await?;
+        let status = pause.status()?;
+        same("the capabilities it could get", status.capbnd, Some(0))?;
+        same("the flag no_new_privs", status.nonewprivs, Some(1))?;
+        // SECCOMP_MODE_FILTER
+        same("the seccomp mode", status.seccomp, Some(2))?;
+        match self.facts.least_memory {
+            Ok(limit) => same("the memory it may use", host::memory_limit(&pause)?, limit)?,
+            Err(why) => self.context.leaves_out(&format!("the limit of its memory: {why}")),
         }
+        let mounts = pause.mountinfo()?;
+        let mut root = mounts.iter().filter(|mount| mount.mount_point == Path::new("/"));
+        ensure!(root.all(|root| root.mount_options.contains_key("ro")), "the root is writable");
         self.engine.stop(&container).await?;
         same("the exit code", self.engine.exit_code(&container).await?, 0)?;
         self.logged(&container, "", STOPPED).await
@@ -502,9 +483,7 @@ impl<E: Engine> Trial<'_, E> {
         let pod = self.engine.start_pod("platforms", Sandbox::Usual).await?;
         let container = self.engine.run(&pod, "own", Spec::alone(images::ALL, &[])).await?;
         let pid = self.engine.pid(&container).await?;
-        if !self.facts.own_kernel {
-            host::asleep(pid, &self.context.binary, USER).await?;
-        }
+        host::asleep(pid, &self.context.binary, USER).await?;
         self.engine.stop(&container).await?;
         same("the exit code", self.engine.exit_code(&container).await?, 0)
     }
@@ -550,23 +529,10 @@ impl<E: Engine> Trial<'_, E> {
         Ok((pod, pause))
     }
 
-    /// Whether the host sees into pods. Otherwise `what` is not looked at.
-    fn host_sees(&self, what: &str) -> bool {
-        if self.facts.own_kernel {
-            self.context.leaves_out(what);
-        }
-        !self.facts.own_kernel
-    }
-
     /// Waits until a pod's pause sleeps; it has to be ours.
     async fn asleep(&self, pod: &Pod) -> Result<Process> {
         let pid = self.engine.pid(&pod.pause).await?;
-        if self.host_sees("whether pause sleeps all the time: the host does not see it") {
-            return host::asleep(pid, &self.context.binary, self.facts.user).await;
-        }
-        // Another program has started and ended in that kernel, so pause has had its turn.
-        self.engine.exec(&pod.pause, &["/pause", "--version"]).await?;
-        Ok(Process::new(pid)?)
+        host::asleep(pid, &self.context.binary, self.facts.user).await
     }
 
     /// Waits until a pod's pause sleeps; it has to be the one that it was, for the engine as well.
@@ -621,9 +587,6 @@ impl<E: Engine> Trial<'_, E> {
         is_init(&shell, self.facts.user).await?;
         let before = activity(Pid::from_raw(pause.pid))?;
         reaps(&shell).await?;
-        if self.facts.own_kernel {
-            return Ok(());
-        }
         same("what pause cost the scheduler", activity(Pid::from_raw(pause.pid))?, before)
     }
 
