@@ -230,7 +230,7 @@ fn copied_checkout_uses_its_own_sources() {
     fs::remove_dir_all(&copy.project).unwrap();
     copy.project = second;
     assert!(image(&copy.project) == original, "another image");
-    copy.change("src/main.rs", "not PID 1", "not pid 1");
+    copy.change("not PID 1", "not pid 1");
     assert!(image(&copy.project) != original, "the image of the original");
 }
 
@@ -306,7 +306,7 @@ fn sizes_are_compared_with_their_budgets() {
     // Text that does not compress makes binary and layer larger than their budgets.
     let copy = Copy::new();
     let text: String = (0..60).map(|number| digest(&[number])[7..].to_owned()).collect();
-    copy.change("src/cli.rs", "Usage: ", &format!("{text} Usage: "));
+    copy.change("Usage: ", &format!("{text} Usage: "));
     let message = fail(copy.xtask(&["env"]).arg("size"));
     for part in ["binary", "compressed layer"] {
         assert!(message.contains(&format!("{part} for {platform} (")), "{message}");
@@ -325,7 +325,7 @@ fn verify_detects_changes() {
         verify(archive, fail, "is not an archive of an image");
     }
     let copy = Copy::new();
-    copy.change("src/main.rs", "not PID 1", "not pid 1");
+    copy.change("not PID 1", "not pid 1");
     let changed = Image::written_by(copy.xtask(&["env"]).args(["image", "--tag", TAG])).bytes;
     // A byte of the layer, whose name stays the same.
     let mut damaged = IMAGE.bytes.clone();
@@ -431,11 +431,11 @@ impl Copy {
         Self { folder, project }
     }
 
-    /// Replaces text in a file, once.
-    fn change(&self, file: &str, old: &str, new: &str) {
-        let path = self.project.join(file);
+    /// Replaces text of the program, once.
+    fn change(&self, old: &str, new: &str) {
+        let path = self.project.join("src/main.rs");
         let text = fs::read_to_string(&path).unwrap();
-        assert!(text.contains(old), "{file} has changed");
+        assert!(text.contains(old), "{} has changed", path.display());
         fs::write(path, text.replacen(old, new, 1)).unwrap();
     }
 
@@ -446,12 +446,7 @@ impl Copy {
         command.args(&starter[1..]).args(["sh", "-c", "umask 077 && exec \"$0\" \"$@\""]);
         command.arg(xtask().get_program()).current_dir(&self.project);
         command.env("PAUSE_PROJECT", &self.project).env_remove("SOURCE_DATE_EPOCH");
-        command.env("LC_ALL", "tr_TR.UTF-8").env("TZ", "Asia/Kathmandu");
-        command.env("GIT_DIR", "/nonexistent");
-        for (name, value) in HOSTILE_VARIABLES {
-            command.env(name, value);
-        }
-        command.env("CARGO_TARGET_DIR", self.folder.path().join("t"));
+        command.envs(HOSTILE_VARIABLES).env("CARGO_TARGET_DIR", self.folder.path().join("t"));
         // What it takes has been fetched to get here.
         command.env("CARGO_NET_OFFLINE", "true");
         command
@@ -459,7 +454,10 @@ impl Copy {
 }
 
 /// What a user may have set for his own programs.
-const HOSTILE_VARIABLES: [(&str, &str); 9] = [
+const HOSTILE_VARIABLES: [(&str, &str); 12] = [
+    ("GIT_DIR", "/nonexistent"),
+    ("LC_ALL", "tr_TR.UTF-8"),
+    ("TZ", "Asia/Kathmandu"),
     ("RUSTFLAGS", "-Copt-level=3"),
     ("CARGO_BUILD_RUSTFLAGS", "-Copt-level=3"),
     ("CARGO_BUILD_TARGET", "none"),
@@ -490,8 +488,6 @@ overflow-checks = true
 panic = "unwind"
 strip = false
 [profile.release.package.pause]
-codegen-units = 16
-debug-assertions = true
 opt-level = 3
 overflow-checks = true
 [profile.release.package."*"]
