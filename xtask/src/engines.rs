@@ -24,7 +24,7 @@ pub struct Args {
     /// Release of Debian that the engines are from
     #[arg(long, value_enum, default_value = "bookworm")]
     release: Release,
-    /// Fail where one of these engines would be skipped
+    /// Engines that must not be skipped
     #[arg(long, value_name = "ENGINE,...")]
     require: Option<String>,
     /// Use a virtual machine: control groups of version 2, the release's own kernel
@@ -141,6 +141,6 @@ fn variant(name: &str, platforms: &str) -> Result<Option<PathBuf>> {
         selection: Selection { platform: vec![platforms.to_owned()] },
         ..Recipe::default()
     };
-    image::make(&image::Args { recipe, output: Some(output.clone()) })?;
+    image::make(&image::Args { recipe, output: Some(output.clone()), ..Default::default() })?;
     Ok(Some(output))
 }

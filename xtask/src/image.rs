@@ -20,9 +20,6 @@ use std::time::{Duration, UNIX_EPOCH};
 /// User and group that the image runs as, the same as in Kubernetes' own pause image.
 const USER: &str = "65535:65535";
 
-/// The latest time that the header of a ustar archive can hold, in seconds since 1970.
-const LAST_TIME: u64 = 0o777_7777_7777;
-
 /// An index lists an image for several platforms.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -30,16 +27,6 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 /// The command line of `cargo xtask image`.
-#[derive(clap::Args)]
-pub struct Options {
-    #[command(flatten)]
-    args: Args,
-    /// Also write the bare binaries and their SHA256SUMS into this new or empty directory
-    #[arg(long, value_name = "DIRECTORY")]
-    binaries: Option<PathBuf>,
-}
-
-/// What is built, and where it is written.
 #[derive(clap::Args, Default)]
 pub struct Args {
     #[command(flatten)]
@@ -47,6 +34,9 @@ pub struct Args {
     /// File to write [default: target/image/pause.tar]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Also write the bare binaries and their SHA256SUMS into this new or empty directory
+    #[arg(long, value_name = "DIRECTORY")]
+    pub binaries: Option<PathBuf>,
 }
 
 /// What decides the bytes of the image, besides the sources.
@@ -62,7 +52,7 @@ pub struct Recipe {
     pub revision: Option<String>,
     /// Time of everything in the image, in seconds since 1970, instead of SOURCE_DATE_EPOCH.
     #[arg(skip)]
-    pub timestamp: Option<u64>,
+    pub timestamp: Option<u32>,
     /// A program for one platform, in place of the product's.
     #[arg(skip)]
     pub program: Option<PathBuf>,
@@ -87,8 +77,6 @@ pub struct Image {
     revision: Option<String>,
     /// The image for each platform; there is at least one.
     pub variants: Vec<Variant>,
-    /// Everything that is known by its digest.
-    pub blobs: Vec<Blob>,
     /// All of it in one file.
     pub archive: Vec<u8>,
 }
@@ -104,17 +92,16 @@ pub struct Variant {
 }
 
 /// Something that is known by its digest.
-#[derive(Clone)]
 pub struct Blob {
     pub bytes: Vec<u8>,
     /// How other blobs refer to it.
-    pub descriptor: Value,
+    descriptor: Value,
 }
 
 /// Writes the image to a file and prints what is in it.
-pub fn run(options: &Options) -> Result<()> {
-    let (image, output) = make(&options.args)?;
-    if let Some(directory) = &options.binaries {
+pub fn run(args: &Args) -> Result<()> {
+    let (image, output) = make(args)?;
+    if let Some(directory) = &args.binaries {
         write_binaries(directory, &image.variants)
             .with_context(|| format!("cannot write the binaries to {}", directory.display()))?;
     }
@@ -216,11 +203,10 @@ impl Image {
             append(&mut archive, path, &text(value), 0o644, timestamp)?;
         }
         let parts = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
-        let blobs: Vec<_> = index.into_iter().chain(parts.cloned()).collect();
-        for blob in &blobs {
+        for blob in index.iter().chain(parts) {
             append(&mut archive, &blob.path(), &blob.bytes, 0o644, timestamp)?;
         }
-        Ok(Self { reference, digest, revision, variants, blobs, archive: archive.into_inner()? })
+        Ok(Self { reference, digest, revision, variants, archive: archive.into_inner()? })
     }
 }
 
@@ -248,13 +234,10 @@ pub fn head() -> Result<Option<String>> {
 }
 
 /// The variable that reproducible builds take their time from; 1970 without it.
-fn source_date_epoch() -> Result<u64> {
+fn source_date_epoch() -> Result<u32> {
     let Some(text) = env::var_os("SOURCE_DATE_EPOCH") else { return Ok(0) };
     let seconds = text.to_str().and_then(|text| text.parse().ok());
-    let seconds = seconds.filter(|seconds| *seconds <= LAST_TIME);
-    seconds.with_context(|| {
-        format!("SOURCE_DATE_EPOCH is {text:?}; expected seconds since 1970, at most {LAST_TIME}")
-    })
+    seconds.with_context(|| format!("SOURCE_DATE_EPOCH is {text:?}; expected seconds since 1970"))
 }
 
 impl Selection {
@@ -286,7 +269,7 @@ impl Variant {
         target: &'static Target,
         annotations: &Value,
         recipe: &Recipe,
-        timestamp: u64,
+        timestamp: u32,
     ) -> Result<Self> {
         let binary = recipe.program.clone().map_or_else(|| target.build(), Ok)?;
         let binary = fs::read(&binary)
@@ -301,7 +284,7 @@ impl Variant {
         gzip.write_all(&archive)?;
         let layer = Blob::new(LAYER, gzip.finish()?);
 
-        let created = humantime::format_rfc3339(UNIX_EPOCH + Duration::from_secs(timestamp));
+        let created = humantime::format_rfc3339(UNIX_EPOCH + Duration::from_secs(timestamp.into()));
         let created = created.to_string();
         // The platform's fields are those of the configuration, too.
         let mut config = platform(target);
@@ -382,11 +365,11 @@ pub fn sha256(bytes: &[u8]) -> String {
 type Archive = tar::Builder<Vec<u8>>;
 
 /// Appends a file of root's to a ustar archive.
-fn append(to: &mut Archive, path: &str, bytes: &[u8], mode: u32, mtime: u64) -> Result<()> {
+fn append(to: &mut Archive, path: &str, bytes: &[u8], mode: u32, mtime: u32) -> Result<()> {
     let mut header = tar::Header::new_ustar();
     header.set_size(bytes.len() as u64);
     header.set_mode(mode);
-    header.set_mtime(mtime);
+    header.set_mtime(mtime.into());
     header.set_uid(0);
     header.set_gid(0);
     Ok(to.append_data(&mut header, path, bytes)?)
@@ -404,39 +387,26 @@ fn reference(text: &str) -> Result<String> {
     Ok(text.to_owned())
 }
 
-/// Writes the binaries and SHA256SUMS into a directory that is new or empty, all of them or none.
+/// Writes the binaries and SHA256SUMS into a directory that is new or empty.
 fn write_binaries(directory: &Path, variants: &[Variant]) -> Result<()> {
-    let parent = directory.parent().context("it is not a directory")?;
-    let parent = if parent == Path::new("") { Path::new(".") } else { parent };
-    fs::create_dir_all(parent)?;
-    let new = tempfile::tempdir_in(parent)?;
+    fs::create_dir_all(directory)?;
+    ensure!(fs::read_dir(directory)?.next().is_none(), "it is not empty");
     let mut sums = String::new();
     for Variant { target, binary, .. } in variants {
         // There is no arm64 but v8.
         let platform = target.platform.trim_end_matches("/v8").replace('/', "-");
         let name = format!("pause-{platform}");
-        let path = new.path().join(&name);
+        let path = directory.join(&name);
         fs::write(&path, binary)?;
         fs::set_permissions(path, Permissions::from_mode(0o755))?;
         sums += &format!("{}  {name}\n", sha256(binary).trim_start_matches("sha256:"));
     }
-    fs::write(new.path().join("SHA256SUMS"), sums)?;
-    fs::set_permissions(new.path(), Permissions::from_mode(0o755))?;
-    // It replaces an empty directory, and fails if there is something in it.
-    fs::rename(new.path(), directory)?;
-    Ok(())
+    Ok(fs::write(directory.join("SHA256SUMS"), sums)?)
 }
 
-/// Writes a file as a whole or not at all, and creates its directory.
+/// Writes a file, and creates its directory.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> Result<()> {
-        let directory = path.parent().context("it is not a file")?;
-        fs::create_dir_all(directory)?;
-        let mode = Permissions::from_mode(0o666);
-        let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(directory)?;
-        file.write_all(bytes)?;
-        file.persist(path).map_err(|error| error.error)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    let directory = path.parent().unwrap_or(path);
+    let written = fs::create_dir_all(directory).and_then(|()| fs::write(path, bytes));
+    written.with_context(|| format!("cannot write {}", path.display()))
 }

@@ -34,7 +34,7 @@ enum Task {
     /// Test the image with real container engines
     Engines(engines::Args),
     /// Write the image as an archive that every container engine loads
-    Image(image::Options),
+    Image(image::Args),
     /// Check the sizes of the image against their budgets
     Size(Selection),
     /// Stress-test PID 1 with orphans and signals

@@ -1,6 +1,6 @@
 //! `cargo xtask verify`: whether these sources make a given image, byte for byte.
 
-use crate::image::{Blob, Image, Recipe, head, write};
+use crate::image::{Image, Recipe, head, write};
 use anyhow::{Context, Result, bail};
 use harness::build;
 use serde_json::Value;
@@ -29,11 +29,8 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let ours = build::project().join("target/image/verify.tar");
     write(&ours, &image.archive)?;
-    let is_there = |blob: &&Blob| theirs.windows(blob.bytes.len()).any(|it| it == blob.bytes);
-    let missing = image.blobs.iter().filter(|blob| !is_there(blob));
-    let lacks: String = missing.map(|it| format!("\nit lacks {}", it.descriptor)).collect();
     bail!(
-        "{name} is not what these sources make; diffoscope can explain how it differs from {}{lacks}",
+        "{name} is not what these sources make; diffoscope can explain how it differs from {}",
         ours.display()
     )
 }
@@ -44,7 +41,7 @@ fn recipe(archive: &[u8]) -> Option<Recipe> {
     let mut recipe = Recipe::default();
     for entry in tar::Archive::new(archive).entries().ok()? {
         let mut entry = entry.ok()?;
-        recipe.timestamp = entry.header().mtime().ok();
+        recipe.timestamp = entry.header().mtime().ok()?.try_into().ok();
         let mut content = Vec::new();
         entry.read_to_end(&mut content).ok()?;
         let Ok(document) = serde_json::from_slice::<Value>(&content) else { continue };

@@ -3,7 +3,7 @@
 use crate::target::Target;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -57,19 +57,14 @@ impl Target {
         if self.is_native() {
             return build(Flavor::Freestanding);
         }
-        let mut command = build_with(&find_core(self.triple)?, &linker()?, self.triple);
+        let triple = self.triple;
+        let linker_of = format!("CARGO_TARGET_{}_LINKER", triple.to_uppercase().replace('-', "_"));
+        let mut command = build_command();
+        command.env("RUSTC", find_core(triple)?).env(linker_of, linker()?);
         // Artifacts of another compiler do not mix with those of the usual one.
-        command.arg("--target-dir=target/foreign");
+        command.args(["--target", triple, "--target-dir=target/foreign"]);
         binary_of(command)
     }
-}
-
-/// A command that builds for `target` with the given compiler and linker.
-fn build_with(rustc: &OsStr, linker: &Path, target: &str) -> Command {
-    let variable = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
-    let mut command = build_command();
-    command.args(["--target", target]).env("RUSTC", rustc).env(variable, linker);
-    command
 }
 
 /// Finds a compiler that has `core` for `target`: the usual one, or the one that the variable
@@ -118,22 +113,19 @@ pub fn stdout_of(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// `[profile.release]` of Cargo.toml and cargo's defaults for the keys that it leaves out.
-const PROFILE: [(&str, &str); 10] = [
-    ("opt-level", "\"z\""),
-    ("codegen-units", "1"),
-    ("debug", "false"),
-    ("strip", "true"),
-    ("debug-assertions", "false"),
-    ("overflow-checks", "false"),
-    ("incremental", "false"),
-    ("lto", "true"),
-    ("panic", "\"abort\""),
-    ("rpath", "false"),
+/// What Cargo.toml says of the release profile or leaves to cargo's defaults. It can be set for single
+/// packages, too.
+const OF_PACKAGES: [&str; 6] = [
+    "codegen-units=1",
+    "debug=false",
+    "debug-assertions=false",
+    "opt-level=\"z\"",
+    "overflow-checks=false",
+    "strip=true",
 ];
 
-/// Keys of a profile that do not exist for a single package.
-const PROFILE_ONLY: [&str; 3] = ["lto", "panic", "rpath"];
+/// What is the same for all packages.
+const OF_THE_PROFILE: [&str; 2] = ["lto=true", "panic=\"abort\""];
 
 /// Variables for cargo and its compiler that say where to work and how to reach a registry, and not what
 /// to build.
@@ -176,14 +168,12 @@ fn build_command() -> Command {
     }
     command.env("CARGO_INCREMENTAL", "0").env("RUSTC", usual_rustc());
     // What the command line says stands above all else.
-    for (key, value) in PROFILE {
-        command.arg(format!("--config=profile.release.{key}={value}"));
-        if !PROFILE_ONLY.contains(&key) {
-            for package in ["pause", "libc", "\"*\""] {
-                command.arg(format!("--config=profile.release.package.{package}.{key}={value}"));
-            }
+    for setting in OF_PACKAGES {
+        for table in ["", "package.pause.", "package.\"*\"."] {
+            command.arg(format!("--config=profile.release.{table}{setting}"));
         }
     }
+    command.args(OF_THE_PROFILE.map(|setting| format!("--config=profile.release.{setting}")));
     command
 }
 
@@ -198,10 +188,7 @@ fn binary_of(mut build: Command) -> Result<PathBuf> {
     }
     let status = child.wait()?;
     ensure!(status.success(), "cargo cannot build the program, see above: {status}");
-    match binary {
-        Some(path) => Ok(path),
-        None => bail!("{build:?} made no binary"),
-    }
+    binary.with_context(|| format!("{build:?} made no binary"))
 }
 
 /// Builds the program behind `cargo xtask`, with all of its tasks, and returns its path.

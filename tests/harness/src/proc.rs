@@ -5,7 +5,6 @@ use nix::errno::Errno;
 use nix::unistd::Pid;
 use procfs::process::{Process, Stat, all_processes};
 use procfs::{ProcError, ProcResult};
-use std::ops::Range;
 use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 use std::{fs, io};
@@ -17,7 +16,11 @@ pub const TIMEOUT: Duration = Duration::from_secs(15);
 pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !reached() {
-        ensure!(start.elapsed() < TIMEOUT, "not within {} s: {state}", TIMEOUT.as_secs());
+        ensure!(
+            start.elapsed() < TIMEOUT,
+            "timed out after {} s waiting until {state}",
+            TIMEOUT.as_secs()
+        );
         // Some tests wait many thousand times, and mostly for less than a millisecond.
         match start.elapsed() < Duration::from_millis(1) {
             true => yield_now(),
@@ -121,9 +124,6 @@ fn sum_of(pid: Pid, kind: &str) -> Result<u64> {
     let bytes = rollup.iter().find_map(|map| map.extension.map.get(kind));
     Ok(bytes.with_context(|| format!("smaps_rollup has no {kind}"))? / 1024)
 }
-
-/// The numbers of all limits of setrlimit(2).
-pub const LIMITS: Range<u32> = 0..16;
 
 /// Sets a limit of a process, the soft and the hard one, and returns what the hard one was.
 pub fn set_limit(pid: Pid, resource: u32, value: u64) -> io::Result<u64> {

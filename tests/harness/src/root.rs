@@ -16,12 +16,10 @@ use std::path::Path;
 pub(crate) const EMULATOR: &CStr = c"/emulator/pause";
 
 /// Makes a root with `/pause` and `/proc` in it, moves there, and unmounts the machine's.
-pub(crate) fn enter_root(program: &Path, emulator: &Path, libraries: bool) -> Result<()> {
+pub(crate) fn enter_root(program: &Path, emulator: Option<&Path>, libraries: bool) -> Result<()> {
     let nothing = None::<&str>;
     let mut programs = vec![("pause", program)];
-    if emulator != Path::new("") {
-        programs.push(("emulator/pause", emulator));
-    }
+    programs.extend(emulator.map(|emulator| ("emulator/pause", emulator)));
     let read = |(name, path): (&'static str, &Path)| {
         let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         Ok((name, bytes))

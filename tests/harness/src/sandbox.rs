@@ -19,6 +19,7 @@ use nix::unistd::{
     setgroups, setuid,
 };
 use rustix::process::{PidfdFlags, pidfd_open};
+use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
@@ -51,8 +52,9 @@ pub type End = Result<i32, Signal>;
 helper!(LAUNCHER = launcher);
 helper!(JOINER = joiner);
 
-/// How to start a sandbox.
-#[derive(Clone, Default)]
+/// How to start a sandbox: [`Setup::start`] hands it to the process of `LAUNCHER`, which makes the
+/// namespaces and starts PID 1; that makes its root, changes its user and becomes `/pause`.
+#[derive(Clone, Default, Deserialize, Serialize)]
 pub struct Setup {
     /// The program that will be `/pause` inside.
     pub program: PathBuf,
@@ -60,7 +62,8 @@ pub struct Setup {
     pub emulator: Option<PathBuf>,
     /// Whether to show the machine's shared libraries inside, for a program that needs them.
     pub libraries: bool,
-    /// Arguments of `/pause`.
+    /// Arguments of `/pause`, as long as the kernel takes them.
+    #[serde(skip)]
     pub arguments: Vec<OsString>,
     /// Whether PID 1 is not `/pause` but a process that does nothing. What is said here of PID 1 then
     /// holds for `/pause`.
@@ -68,10 +71,13 @@ pub struct Setup {
     /// User and group of `/pause` in place of the image's, as with `runAsUser`. Only root can choose.
     pub user: Option<u32>,
     /// What PID 1 runs before it becomes `/pause`.
+    #[serde(skip)]
     pub preparation: Option<&'static Helper>,
     /// Stdout of `/pause`, which is /dev/null by default.
+    #[serde(skip)]
     pub stdout: Option<Arc<OwnedFd>>,
     /// Stderr of `/pause`, which [`Sandbox::wait`] returns by default.
+    #[serde(skip)]
     pub stderr: Option<Arc<OwnedFd>>,
 }
 
@@ -99,10 +105,8 @@ impl Setup {
         near.set_read_timeout(Some(TIMEOUT))?;
         let mut launcher = LAUNCHER
             .command()
-            .args([self.libraries, self.not_pid_1].map(|it| it.to_string()))
-            .arg(self.user.unwrap_or(USER).to_string())
+            .arg(serde_json::to_string(&self)?)
             .arg(self.preparation.map_or("", |helper| helper.name))
-            .args([self.emulator.unwrap_or_default(), self.program])
             .args(&self.arguments)
             .stdin(OwnedFd::from(far))
             .stdout(self.stdout.map_or(Ok(Stdio::null()), |fd| fd.try_clone().map(Stdio::from))?)
@@ -230,23 +234,22 @@ fn launcher(arguments: &[OsString]) -> Result<()> {
 
 /// Makes the namespaces and starts PID 1 in them.
 fn launch(reports: &File, arguments: &[OsString]) -> Result<()> {
-    let [libraries, not_pid_1, user, preparation, emulator, program, arguments @ ..] = arguments
-    else {
-        bail!("takes libraries, not_pid_1, user, preparation, emulator, program, its arguments");
+    let [setup, preparation, arguments @ ..] = arguments else {
+        bail!("takes a setup, a preparation and the arguments of /pause");
     };
-    let user = user.to_string_lossy().parse()?;
+    let setup: Setup = serde_json::from_str(setup.to_str().context("no setup")?)?;
     enter_namespaces()?;
     let start = |process: &dyn Fn() -> Result<()>| {
         // A child of the process that started the launcher, which waits for it.
         let pid = spawn_with(CloneFlags::CLONE_PARENT, None, process)?;
         writeln!({ reports }, "{pid}").context("cannot report")
     };
-    if not_pid_1 == "true" {
+    if setup.not_pid_1 {
         start(&idle)?;
     }
     start(&|| {
-        let Err(error) = enter_root(program.as_ref(), emulator.as_ref(), libraries == "true")
-            .and_then(|()| become_pause(user, preparation, !emulator.is_empty(), arguments));
+        let Err(error) = enter_root(&setup.program, setup.emulator.as_deref(), setup.libraries)
+            .and_then(|()| become_pause(&setup, preparation, arguments));
         Ok(writeln!({ reports }, "{error:#}")?)
     })
 }
@@ -297,13 +300,8 @@ fn enter_namespaces() -> Result<()> {
 }
 
 /// Becomes the user of the sandbox, runs the preparation, and becomes `/pause`.
-fn become_pause(
-    user: u32,
-    preparation: &OsStr,
-    emulated: bool,
-    arguments: &[OsString],
-) -> Result<Infallible> {
-    become_user(user)?;
+fn become_pause(setup: &Setup, preparation: &OsStr, arguments: &[OsString]) -> Result<Infallible> {
+    become_user(setup.user.unwrap_or(USER))?;
     // Rust programs ignore it, engines do not.
     // SAFETY: no handler is installed.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl)? };
@@ -313,7 +311,7 @@ fn become_pause(
         ensure!(helper::run(preparation, &[]) == 0, "the preparation failed");
     }
     let mut words = vec![CString::from(c"/pause")];
-    if emulated {
+    if setup.emulator.is_some() {
         words.insert(0, EMULATOR.into());
     }
     for argument in arguments {

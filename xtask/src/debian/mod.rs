@@ -24,7 +24,7 @@ pub enum Release {
     Bookworm,
     /// Debian 13
     Trixie,
-    /// The one after
+    /// Debian 14 (testing)
     Forky,
 }
 
@@ -51,7 +51,10 @@ pub struct Debian {
 impl Debian {
     /// Makes `target/debian/NAME`, unless it is there already with just these packages.
     pub fn make(name: &str, release: Release, packages: &[&str]) -> Result<Self> {
-        ensure!(geteuid().is_root(), "a Debian system of its own can only be made and run by root");
+        ensure!(
+            geteuid().is_root(),
+            "this command needs root: it creates and enters a Debian root directory"
+        );
         let folder = project().join("target/debian").join(name);
         fs::create_dir_all(&folder)?;
         let lock = File::create(folder.join("lock"))?;

@@ -97,7 +97,9 @@ impl Debian {
         let status = fs::read_to_string(self.changed("/status"))?;
         match status.trim().parse() {
             Ok(status) => Ok(status),
-            Err(_) => bail!("the machine has not run it: see its messages above"),
+            Err(_) => {
+                bail!("the VM stopped without running the command; see its console output above")
+            }
         }
     }
 
