@@ -10,7 +10,10 @@ use anyhow::{Context, Result, ensure};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::{Helper, spawn, spawn_with};
-use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon};
+use harness::orphans::{
+    CLONED_ORPHANS, ORPHANS, SIMULTANEOUS_ORPHANS, STOPPED_ORPHANS, THREADED_ORPHANS,
+    TRACED_ORPHANS, ZOMBIES, abandon,
+};
 use harness::proc::{TIMEOUT, activity, anonymous, children, is_asleep, state, wait_until};
 use harness::sandbox::{self, End, IGNORED, STOPPED, Sandbox, Setup, WARNING};
 use harness::seccomp::refuse;
@@ -70,6 +73,9 @@ const VARIED: &[Test] = &[
     ("simultaneous_exits_are_reaped", |it| survives(it, &SIMULTANEOUS_ORPHANS, "500")),
     ("zombies_are_reaped_on_reparenting", |it| survives(it, &ZOMBIES, "500")),
     ("orphans_with_threads_are_reaped", |it| survives(it, &THREADED_ORPHANS, "100")),
+    ("traced_orphans_are_reaped", |it| survives(it, &TRACED_ORPHANS, "200")),
+    ("orphans_of_any_clone_are_reaped", |it| survives(it, &CLONED_ORPHANS, "300")),
+    ("stopped_orphans_are_reaped", |it| survives(it, &STOPPED_ORPHANS, "200")),
     ("children_that_died_before_exec_are_reaped", |it| inherits(it, &LEAVE_DEAD_CHILDREN)),
     ("inherited_dispositions_are_replaced", |it| inherits(it, &IGNORE_SIGNALS)),
     ("inherited_signal_mask_is_cleared", |it| inherits(it, &BLOCK_SIGNALS)),
