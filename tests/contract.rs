@@ -10,26 +10,32 @@ use anyhow::{Context, Result, ensure};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::{Helper, spawn, spawn_with};
-use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon};
+use harness::orphans::{
+    CLONED_ORPHANS, ORPHANS, SIMULTANEOUS_ORPHANS, STOPPED_ORPHANS, THREADED_ORPHANS,
+    TRACED_ORPHANS, ZOMBIES, abandon,
+};
 use harness::proc::{TIMEOUT, activity, anonymous, children, is_asleep, state, wait_until};
 use harness::sandbox::{self, End, IGNORED, STOPPED, Sandbox, Setup, WARNING};
 use harness::seccomp::refuse;
 use harness::target::TARGETS;
 use harness::tests;
 use harness::trial::{Trials, obstacle};
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, FcntlArg, OFlag, SealFlag, fcntl};
 use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::pty::openpty;
-use nix::sched::CloneFlags;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
-use nix::unistd::{self, Pid, SysconfVar, dup2_stdout, execv, getppid, setsid};
+use nix::unistd::{self, Pid, SysconfVar, dup2_stdout, execv, execve, execveat, getppid, setsid};
 use procfs::process::Process;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, PipeWriter, Read, Write};
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -70,6 +76,9 @@ const VARIED: &[Test] = &[
     ("simultaneous_exits_are_reaped", |it| survives(it, &SIMULTANEOUS_ORPHANS, "500")),
     ("zombies_are_reaped_on_reparenting", |it| survives(it, &ZOMBIES, "500")),
     ("orphans_with_threads_are_reaped", |it| survives(it, &THREADED_ORPHANS, "100")),
+    ("traced_orphans_are_reaped", |it| survives(it, &TRACED_ORPHANS, "200")),
+    ("orphans_of_any_clone_are_reaped", |it| survives(it, &CLONED_ORPHANS, "300")),
+    ("stopped_orphans_are_reaped", |it| survives(it, &STOPPED_ORPHANS, "200")),
     ("children_that_died_before_exec_are_reaped", |it| inherits(it, &LEAVE_DEAD_CHILDREN)),
     ("inherited_dispositions_are_replaced", |it| inherits(it, &IGNORE_SIGNALS)),
     ("inherited_signal_mask_is_cleared", |it| inherits(it, &BLOCK_SIGNALS)),
@@ -77,6 +86,11 @@ const VARIED: &[Test] = &[
     ("inherited_descriptors_are_closed_without_close_range", |it| closes_leaked(it, &LEAK_ON_OLD)),
     ("changes_to_the_root_directory", |it| inherits(it, &CHANGE_DIRECTORY)),
     ("empty_argv_is_no_argument", |it| inherits(it, &EMPTY_ARGV)),
+    ("environment_is_not_needed", |it| inherits(it, &EMPTY_ENVIRONMENT)),
+    ("starts_from_memfd", |it| inherits(it, &MEMFD)),
+    ("starts_from_sealed_memfd", |it| inherits(it, &SEALED_MEMFD)),
+    ("starts_from_memfd_in_empty_root", |it| starts_in_own_mounts(it, &EMPTY_ROOT)),
+    ("starts_from_read_only_mount", |it| starts_in_own_mounts(it, &READ_ONLY_MOUNT)),
     ("closed_standard_streams_are_tolerated", |it| {
         prepared(it, &CLOSE_STREAMS).asleep()?.stops(Signal::SIGTERM, "")
     }),
@@ -123,8 +137,15 @@ fn applies(setup: &Setup, test: &str) -> bool {
     match test {
         // The C library and std, or qemu, have memory of their own.
         "keeps_one_page_of_anonymous_memory" => !setup.libraries && emulator.is_none(),
-        // qemu takes the program from argv, and does not know PR_SET_CHILD_SUBREAPER.
-        "empty_argv_is_no_argument" | "not_pid_1_is_subreaper" => emulator.is_none(),
+        // qemu takes the program from argv, and does not know PR_SET_CHILD_SUBREAPER. The kernel
+        // does not start qemu for these.
+        "empty_argv_is_no_argument" | "environment_is_not_needed" | "not_pid_1_is_subreaper" => {
+            emulator.is_none()
+        }
+        "starts_from_memfd" | "starts_from_sealed_memfd" => emulator.is_none(),
+        // A root without libraries is for the freestanding flavor.
+        "starts_from_memfd_in_empty_root" => !setup.libraries && emulator.is_none(),
+        "starts_from_read_only_mount" => emulator.is_none(),
         // qemu looks for the mask of sigaction(2) behind a field that Linux does not have there.
         "handlers_do_not_interrupt_each_other" => !emulates("riscv64") && !emulates("loongarch64"),
         _ => true,
@@ -256,6 +277,88 @@ helper!(
         execv(c"/pause", &nothing).map(drop).context("cannot start /pause")
     }
 );
+
+helper!(
+    EMPTY_ENVIRONMENT = |_| {
+        let nothing: [&CStr; 0] = [];
+        execve(c"/pause", &[c"/pause"], &nothing).map(drop).context("cannot start /pause")
+    }
+);
+
+// Ways to start it without an image: docs/embedding.md.
+
+helper!(MEMFD = |_| exec_from(memfd(0)?));
+helper!(
+    SEALED_MEMFD = |_| {
+        let file = memfd(libc::MFD_ALLOW_SEALING)?;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::all()))?;
+        exec_from(file)
+    }
+);
+helper!(
+    EMPTY_ROOT = |_| {
+        leave_dead_children(&[])?;
+        let file = memfd(0)?;
+        own_mounts()?;
+        let (nothing, root) = (None::<&str>, "/emulator");
+        mount(nothing, root, Some("tmpfs"), MsFlags::MS_RDONLY, nothing)?;
+        unistd::chdir(root)?;
+        unistd::pivot_root(".", ".")?;
+        umount2(".", MntFlags::MNT_DETACH)?;
+        exec_from(file)
+    }
+);
+helper!(
+    READ_ONLY_MOUNT = |_| {
+        leave_dead_children(&[])?;
+        own_mounts()?;
+        let (nothing, flags) = (None::<&str>, MsFlags::MS_BIND);
+        mount(Some("/pause"), "/pause", nothing, flags, nothing)?;
+        let flags = flags | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        mount(nothing, "/pause", nothing, flags, nothing)?;
+        execv(c"/pause", &[c"/pause"]).map(drop).context("cannot start /pause")
+    }
+);
+
+/// A copy of `/pause` in memory.
+fn memfd(flags: u32) -> Result<File> {
+    let create = |flags| {
+        // SAFETY: a string and a number.
+        Errno::result(unsafe { libc::memfd_create(c"pause".as_ptr(), flags) })
+    };
+    let flags = flags | libc::MFD_CLOEXEC;
+    // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.
+    let fd = create(flags | libc::MFD_EXEC).or_else(|_| create(flags))?;
+    // SAFETY: nothing else owns the new descriptor.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    file.write_all(&fs::read("/pause")?)?;
+    Ok(file)
+}
+
+/// Becomes the program in a file, which needs no path.
+fn exec_from(file: File) -> Result<()> {
+    let nothing: [&CStr; 0] = [];
+    execveat(&file, c"", &[c"/pause"], &nothing, AtFlags::AT_EMPTY_PATH)
+        .map(drop)
+        .context("cannot start the file")
+}
+
+/// Moves to mounts of its own, which this process may change.
+fn own_mounts() -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    // The new user namespace has undone this.
+    Ok(set_pdeathsig(Signal::SIGKILL)?)
+}
+
+/// (No helper can join these mounts: it would not find /proc. But there are children to reap.)
+fn starts_in_own_mounts(setup: &Setup, helper: &'static Helper) -> Result<()> {
+    let sandbox = prepared(setup, helper).asleep()?;
+    let mounts = Process::new(sandbox.pid.as_raw())?.mountinfo()?;
+    let last = mounts.into_iter().last().context("there is no mount")?;
+    ensure!(last.mount_options.contains_key("ro"), "{} is writable", last.mount_point.display());
+    no_child_is_left(&sandbox)?;
+    sandbox.stops(Signal::SIGTERM, STOPPED)
+}
 
 /// Leaks copies of a pipe. Reading from it ends when the last copy is closed.
 fn closes_leaked(setup: &Setup, leak: &'static Helper) -> Result<()> {

@@ -19,7 +19,7 @@ use harness::trial::{Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -43,6 +43,7 @@ const IN_SANDBOX: &[InSandbox] = tests![
     the_listed_system_calls_are_enough,
     exits_without_exit_group,
     sigterm_before_any_instruction,
+    sigterm_at_the_death_of_its_parent,
 ];
 
 fn main() -> ExitCode {
@@ -218,10 +219,16 @@ fn the_listed_system_calls_are_enough(is_init: bool) -> Result<()> {
     Ok(())
 }
 
+/// What the kernel answers `Arch::trap` of the product with.
+const TRAP: Signal = cfg_select! {
+    any(target_arch = "loongarch64", target_arch = "powerpc64") => Signal::SIGTRAP,
+    _ => Signal::SIGILL,
+};
+
 /// Refuses exit_group(2), then exit(2) as well: the process ends all the same.
 fn exits_without_exit_group(is_init: bool) -> Result<()> {
     let calls = [libc::SYS_exit_group, libc::SYS_exit];
-    for (refused, expected) in [(&calls[..1], Ok(0)), (&calls, Err(Signal::SIGILL))] {
+    for (refused, expected) in [(&calls[..1], Ok(0)), (&calls, Err(TRAP))] {
         let prepare =
             || refused.iter().try_for_each(|&call| seccomp::refuse(call, None, libc::EPERM));
         let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
@@ -277,6 +284,28 @@ fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// The parent-death signal, which the kernel sends in the name of the parent, ends it.
+fn sigterm_at_the_death_of_its_parent(is_init: bool) -> Result<()> {
+    set_child_subreaper(true)?;
+    let (stderr, writer) = io::pipe()?;
+    let parent = spawn(|| {
+        let prepare = || {
+            dup2_stderr(&writer)?;
+            Ok(set_pdeathsig(Signal::SIGTERM)?)
+        };
+        let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
+        process.wait_settled()?;
+        mem::forget(process);
+        Ok(())
+    })?;
+    drop(writer);
+    waitpid(parent, None)?;
+    let pid = *children(Pid::this()).first().context("the process was not adopted")?;
+    let end = PauseProcess { pid, stderr, status: None }.wait_with_stderr()?;
+    ensure!(end == (Ok(0), messages(is_init)), "{end:?}");
     Ok(())
 }
 

@@ -61,7 +61,9 @@ pub fn is_asleep(pid: Pid) -> bool {
     let has_timeout = number == Some(libc::SYS_ppoll) && words.nth(2) != Some("0x0");
     // PID 1 sleeps, too, while it exits and waits for the rest of its namespace.
     let is_exiting = |stat: &Stat| stat.flags & PF_EXITING != 0;
-    stat.is_some_and(|stat| stat.comm == "pause" && stat.state == 'S' && !is_exiting(&stat))
+    // A program out of a memfd is named after that, or before Linux 6.14 after its descriptor.
+    let is_pause = |comm: &str| comm.ends_with("pause") || comm.parse::<u32>().is_ok();
+    stat.is_some_and(|stat| is_pause(&stat.comm) && stat.state == 'S' && !is_exiting(&stat))
         && !has_timeout
         && number.is_none_or(|number| SLEEPING_CALLS.contains(&number))
 }
