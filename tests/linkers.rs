@@ -35,6 +35,8 @@ fn main() -> ExitCode {
         let missing = obstacle(core).or(obstacle(found));
         trials.add(format!("compiler::{}", compiler.name), missing, || compiler.gives_what_ships());
     }
+    let missing = obstacle(build::find_core(MUSL).and_then(|_| build::find_core(TARGETS[0].triple)));
+    trials.add("musl", missing, musl_makes_no_difference);
     for change in CHANGES {
         trials.add(format!("link_refuses::{}", change.name), None, || change.is_refused());
     }
@@ -181,6 +183,24 @@ impl Compiler {
     }
 }
 
+const MUSL: &str = "x86_64-unknown-linux-musl";
+
+/// Builds for musl, where rustc adds startup files with another `_start`.
+fn musl_makes_no_difference() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let mut files = Vec::new();
+    for triple in [TARGETS[0].triple, MUSL] {
+        let mut build = build::cargo("build");
+        build.args(["--release", "--package=pause", "--target", triple, "--target-dir"]);
+        build.arg(folder.path()).env("RUSTC", build::find_core(MUSL)?);
+        let output = build.env("CARGO_ENCODED_RUSTFLAGS", "").output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        files.push(fs::read(folder.path().join(triple).join("release/pause"))?);
+    }
+    ensure!(files[0] == files[1], "it made another file");
+    Ok(())
+}
+
 /// A change to the sources with which the program would crash at run time.
 struct Change {
     name: &'static str,
@@ -191,7 +211,7 @@ struct Change {
 }
 
 const MAIN: &str = "src/main.rs";
-const START: &str = "    sys::ignore_sigpipe();";
+const START: &str = "    let _ = sys::ignore(SIGPIPE);";
 
 const CHANGES: &[Change] = &[
     Change {

@@ -389,24 +389,37 @@ fn reference(text: &str) -> Result<String> {
 
 /// Writes the binaries and SHA256SUMS into a directory that is new or empty.
 fn write_binaries(directory: &Path, variants: &[Variant]) -> Result<()> {
-    fs::create_dir_all(directory)?;
-    ensure!(fs::read_dir(directory)?.next().is_none(), "it is not empty");
+    let parent = directory.parent().context("it is not a directory")?;
+    let parent = if parent == Path::new("") { Path::new(".") } else { parent };
+    fs::create_dir_all(parent)?;
+    let new = tempfile::tempdir_in(parent)?;
     let mut sums = String::new();
     for Variant { target, binary, .. } in variants {
         // There is no arm64 but v8.
         let platform = target.platform.trim_end_matches("/v8").replace('/', "-");
         let name = format!("pause-{platform}");
-        let path = directory.join(&name);
+        let path = new.path().join(&name);
         fs::write(&path, binary)?;
         fs::set_permissions(path, Permissions::from_mode(0o755))?;
         sums += &format!("{}  {name}\n", sha256(binary).trim_start_matches("sha256:"));
     }
-    Ok(fs::write(directory.join("SHA256SUMS"), sums)?)
+    fs::write(new.path().join("SHA256SUMS"), sums)?;
+    fs::set_permissions(new.path(), Permissions::from_mode(0o755))?;
+    // It replaces an empty directory, and fails if there is something in it.
+    fs::rename(new.path(), directory)?;
+    Ok(())
 }
 
 /// Writes a file, and creates its directory.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let directory = path.parent().unwrap_or(path);
-    let written = fs::create_dir_all(directory).and_then(|()| fs::write(path, bytes));
-    written.with_context(|| format!("cannot write {}", path.display()))
+    let write = || -> Result<()> {
+        let directory = path.parent().context("it is not a file")?;
+        fs::create_dir_all(directory)?;
+        let mode = Permissions::from_mode(0o666);
+        let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(directory)?;
+        file.write_all(bytes)?;
+        file.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
