@@ -35,7 +35,8 @@ fn main() -> ExitCode {
         let missing = obstacle(core).or(obstacle(found));
         trials.add(format!("compiler::{}", compiler.name), missing, || compiler.gives_what_ships());
     }
-    let missing = obstacle(build::find_core(MUSL).and_then(|_| build::find_core(TARGETS[0].triple)));
+    let missing =
+        obstacle(build::find_core(MUSL).and_then(|_| build::find_core(TARGETS[0].triple)));
     trials.add("musl", missing, musl_makes_no_difference);
     for change in CHANGES {
         trials.add(format!("link_refuses::{}", change.name), None, || change.is_refused());
