@@ -47,7 +47,7 @@ fn is_in_shape<H: FileHeader<Endian = Endianness>>(bytes: &[u8], target: &Target
     ensure!(file.e_shnum(endian) == 0 && file.e_shoff(endian).into() == 0, "there are sections");
     // With no section at all, it is still the size of a section's header, or 0 until that is merged.
     let entry_size = usize::from(file.e_shentsize(endian));
-    ensure!([0, size_of::<H::SectionHeader>()].contains(&entry_size), "e_shentsize {entry_size}");
+    ensure!(entry_size == size_of::<H::SectionHeader>(), "e_shentsize {entry_size}");
 
     // Only these two headers: no interpreter, no dynamic section, no note, no other segment.
     let headers = file.program_headers(endian, bytes)?;

@@ -40,11 +40,6 @@ impl Abi for Arch {
         result as isize
     }
 
-    fn trap() -> ! {
-        // SAFETY: the kernel kills the process.
-        unsafe { asm!("udf 0", options(noreturn)) }
-    }
-
     #[inline(always)]
     unsafe fn sleep(start: usize, length: usize) -> ! {
         // SAFETY: the caller's promise; ppoll waits for no descriptor, without a timeout and

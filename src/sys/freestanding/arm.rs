@@ -21,6 +21,7 @@ pub struct Arch;
 
 impl Abi for Arch {
     const MACHINE: u16 = libc::EM_ARM;
+    const TRAP: u32 = 0xe7f0_00f0; // udf
 
     // Version 5 of the EABI, floats in registers.
     const FLAGS: u32 = 0x0500_0400;
@@ -42,11 +43,6 @@ impl Abi for Arch {
             );
         }
         result as isize
-    }
-
-    fn trap() -> ! {
-        // SAFETY: the kernel kills the process.
-        unsafe { asm!("udf #0", options(noreturn)) }
     }
 
     #[inline(always)]

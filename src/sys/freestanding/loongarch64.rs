@@ -21,6 +21,7 @@ pub struct Arch;
 impl Abi for Arch {
     // EM_LOONGARCH, which libc does not define.
     const MACHINE: u16 = 258;
+    const TRAP: u32 = 0x002a_0000; // break
 
     // Floats in registers, version 1 of the object format.
     const FLAGS: u32 = 0x43;
@@ -54,11 +55,6 @@ impl Abi for Arch {
             );
         }
         result as isize
-    }
-
-    fn trap() -> ! {
-        // SAFETY: the kernel kills the process.
-        unsafe { asm!("break 0", options(noreturn)) }
     }
 
     #[inline(always)]

@@ -15,6 +15,7 @@ mod header;
 
 use super::{Error, MAX_FD_FALLBACK};
 use arch::Arch;
+use core::arch::asm;
 use core::ffi::{CStr, c_int, c_long, c_ulong};
 use core::mem::MaybeUninit;
 use core::panic::PanicInfo;
@@ -28,6 +29,9 @@ trait Abi {
 
     /// `e_flags` in elf(5).
     const FLAGS: u32 = 0;
+
+    /// An instruction that the kernel answers with a fatal signal.
+    const TRAP: u32 = 0;
 
     /// Flag of sigaction(2) for a handler that returns through [`Abi::restorer`]. Where it is 0, handlers
     /// return through the vDSO or other code that the kernel provides.
@@ -47,9 +51,6 @@ trait Abi {
     ///
     /// The arguments that `number` takes are initialized and right for it.
     unsafe fn syscall(number: c_long, arguments: [MaybeUninit<usize>; 4]) -> isize;
-
-    /// Executes an instruction that the kernel answers with a fatal signal.
-    fn trap() -> !;
 
     /// Gives up `length` bytes of memory from `start` on, madvise(2), and sleeps: pause(2), or ppoll(2)
     /// on nothing and without a timeout where an architecture has no pause. Sleeps again after EINTR;
@@ -187,7 +188,8 @@ pub fn exit(code: c_int) -> ! {
     let _ = unsafe { syscall(libc::SYS_exit_group, [code as usize]) };
     // SAFETY: as above.
     let _ = unsafe { syscall(libc::SYS_exit, [code as usize]) };
-    Arch::trap()
+    // SAFETY: the kernel kills the process.
+    unsafe { asm!(".4byte {}", const Arch::TRAP, options(noreturn)) }
 }
 
 /// The kernel's own `struct sigaction`, which is not libc's.

@@ -32,6 +32,7 @@ pub struct Arch;
 
 impl Abi for Arch {
     const MACHINE: u16 = libc::EM_PPC64;
+    const TRAP: u32 = 0x7fe0_0008; // trap
 
     // Version 2 of the ELF ABI: in version 1 the entry is a pointer to the code.
     const FLAGS: u32 = 2;
@@ -72,11 +73,6 @@ impl Abi for Arch {
             );
         }
         result as isize
-    }
-
-    fn trap() -> ! {
-        // SAFETY: the kernel kills the process.
-        unsafe { asm!("trap", options(noreturn)) }
     }
 
     #[inline(always)]

@@ -47,11 +47,6 @@ impl Abi for Arch {
         result as isize
     }
 
-    fn trap() -> ! {
-        // SAFETY: the kernel kills the process.
-        unsafe { asm!("unimp", options(noreturn)) }
-    }
-
     #[inline(always)]
     unsafe fn sleep(start: usize, length: usize) -> ! {
         // SAFETY: the caller's promise; ppoll waits for no descriptor, without a timeout and

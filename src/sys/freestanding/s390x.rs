@@ -43,11 +43,6 @@ impl Abi for Arch {
         result as isize
     }
 
-    fn trap() -> ! {
-        // SAFETY: the kernel kills the process.
-        unsafe { asm!(".short 0", options(noreturn)) }
-    }
-
     #[inline(always)]
     unsafe fn sleep(start: usize, length: usize) -> ! {
         // SAFETY: the caller's promise; pause takes no argument.

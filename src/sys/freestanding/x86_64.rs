@@ -34,6 +34,7 @@ pub struct Arch;
 
 impl Abi for Arch {
     const MACHINE: u16 = libc::EM_X86_64;
+    const TRAP: u32 = 0x0b0f; // ud2
 
     // Without a restorer the kernel delivers no signal (arch/x86/kernel/signal_64.c).
     const SA_RESTORER: c_ulong = 0x0400_0000;
@@ -67,11 +68,6 @@ impl Abi for Arch {
             );
         }
         result
-    }
-
-    fn trap() -> ! {
-        // SAFETY: the kernel kills the process.
-        unsafe { asm!("ud2", options(noreturn)) }
     }
 
     #[inline(always)]
