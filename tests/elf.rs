@@ -45,7 +45,7 @@ fn is_in_shape<H: FileHeader<Endian = Endianness>>(bytes: &[u8], target: &Target
     ensure!(file.e_type(endian) == ET_DYN, "type {}", file.e_type(endian));
     // Without sections there are no symbols, no relocations and no debug information either.
     ensure!(file.e_shnum(endian) == 0 && file.e_shoff(endian).into() == 0, "there are sections");
-    // With no section at all, it is still the size of a section's header, or 0 until that is merged.
+    // Some scanners call a file broken that has another size here.
     let entry_size = usize::from(file.e_shentsize(endian));
     ensure!(entry_size == size_of::<H::SectionHeader>(), "e_shentsize {entry_size}");
 
