@@ -117,7 +117,7 @@ impl Scenario {
     /// Tests an engine for it, and removes the pods that are left. The first and the last are the
     /// report's to do.
     ///
-    /// The error is an [`Untried`](crate::engine::Untried) when it cannot be tried.
+    /// The error is an [`Untried`] when it cannot be tried.
     pub async fn test<E: Engine>(self, name: Name, engine: &mut E, on: &Context) -> Result<()> {
         let mut trial = Trial { facts: name.facts(), engine, context: on };
         let result = match self {
