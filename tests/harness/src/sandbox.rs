@@ -16,7 +16,7 @@ use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{
     Gid, Pid, Uid, dup2_stderr, dup2_stdin, dup2_stdout, execv, getegid, geteuid, setgid,
-    setgroups, setuid,
+    setgroups, setsid, setuid,
 };
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
@@ -358,6 +358,9 @@ fn joiner(arguments: &[OsString]) -> Result<()> {
     // Only a child is in the PID namespace that was joined.
     let child = spawn(|| {
         ensure_inside()?;
+        // As in a container. In the session of the tests, the kernel may take them for an orphaned process
+        // group with a stopped member, and send SIGHUP to all of it.
+        setsid()?;
         exit(helper::run(helper, arguments))
     })?;
     match waitpid(child, None)? {
