@@ -109,7 +109,7 @@ cat >/etc/kubernetes-node/cni/pods.conflist <<CNI
 {
   "cniVersion": "1.0.0", "name": "kubernetes", "plugins": [
     { "type": "bridge", "bridge": "pods", "isGateway": true, "ipMasq": false, "hairpinMode": true,
-      "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.88.0.0/16" }]] } },
+      "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.244.0.0/16" }]] } },
     { "type": "portmap", "capabilities": { "portMappings": true } }
   ]
 }
