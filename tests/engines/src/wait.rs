@@ -16,6 +16,10 @@ pub fn limit(seconds: u64) -> Duration {
     Duration::from_secs(seconds) * SLOWNESS.load(Ordering::Relaxed)
 }
 
+/// Seconds after which [`until`] fails. Kubernetes was seen to take one minute to replace a sandbox that was
+/// killed.
+const LIMIT: u64 = 180;
+
 /// Looks again and again until `look` finds something, and returns that.
 pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
     let looking = async {
@@ -26,7 +30,8 @@ pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<
             sleep(Duration::from_millis(10)).await;
         }
     };
-    timeout(limit(60), looking).await.unwrap_or_else(|_| bail!("waited in vain until {state}"))
+    let found = timeout(limit(LIMIT), looking).await;
+    found.unwrap_or_else(|_| bail!("timed out after {LIMIT} s waiting until {state}"))
 }
 
 /// Looks again and again until what is seen is what is expected.
