@@ -7,6 +7,7 @@ use harness::build::{self, build_xtask};
 use harness::target::{TARGETS, Target};
 use harness::tests;
 use harness::trial::{Trials, no_skip, obstacle};
+use nix::unistd::geteuid;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -45,7 +46,8 @@ fn main() -> ExitCode {
     let mut unshare = Command::new(OTHER_USER[0]);
     let no_user = obstacle(build::stdout_of(unshare.args(&OTHER_USER[1..]).arg("true")));
     let no_git = obstacle(which::which("git").context("git is not installed"));
-    let no_skopeo = obstacle(which::which("skopeo").context("skopeo is not installed"));
+    let no_skopeo = obstacle(which::which("skopeo").context("skopeo is not installed"))
+        .or((!geteuid().is_root()).then(|| "skopeo gives root what it unpacks".to_owned()));
     let mut trials = Trials::new();
     for (tests, obstacle) in [
         (TESTS, None),

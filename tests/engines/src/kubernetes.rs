@@ -44,7 +44,6 @@ const CONTAINERD: &str = "
 version = 3
 imports = ['/etc/kubernetes-node/conf.d/*.toml']
 root = '/var/lib/kubernetes-node'
-state = '/run/kubernetes/state'
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ['/opt/kubernetes']
 conf_dir = '/etc/kubernetes-node/cni'
