@@ -170,15 +170,10 @@ impl Compiler {
         let lld = build::sysroot()?.join("lib/rustlib").join(TARGETS[0].triple).join("bin/gcc-ld");
         let path = std::env::var("PATH")?;
         let triple = self.triple.to_uppercase().replace('-', "_");
-        let folder = tempfile::tempdir()?;
-        let mut build = build::cargo("build");
-        build.args(["--release", "--package=pause", "--target", self.triple, "--target-dir"]);
-        build.arg(folder.path()).env("RUSTC", build::find_core(self.triple)?);
-        build.env(format!("CARGO_TARGET_{triple}_LINKER"), self.name);
-        build.env("PATH", format!("{}:{path}", lld.display())).env("CARGO_ENCODED_RUSTFLAGS", "");
-        let output = build.output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let file = fs::read(folder.path().join(self.triple).join("release/pause"))?;
+        let file = built_for(self.triple, self.triple, |build| {
+            build.env(format!("CARGO_TARGET_{triple}_LINKER"), self.name);
+            build.env("PATH", format!("{}:{path}", lld.display()));
+        })?;
         ensure!(file == fs::read(target.build()?)?, "it made another file");
         Ok(())
     }
@@ -188,18 +183,21 @@ const MUSL: &str = "x86_64-unknown-linux-musl";
 
 /// Builds for musl, where rustc adds startup files with another `_start`.
 fn musl_makes_no_difference() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let mut files = Vec::new();
-    for triple in [TARGETS[0].triple, MUSL] {
-        let mut build = build::cargo("build");
-        build.args(["--release", "--package=pause", "--target", triple, "--target-dir"]);
-        build.arg(folder.path()).env("RUSTC", build::find_core(MUSL)?);
-        let output = build.env("CARGO_ENCODED_RUSTFLAGS", "").output()?;
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        files.push(fs::read(folder.path().join(triple).join("release/pause"))?);
-    }
-    ensure!(files[0] == files[1], "it made another file");
+    let [usual, musl] = [TARGETS[0].triple, MUSL].map(|triple| built_for(triple, MUSL, |_| ()));
+    ensure!(musl? == usual?, "it made another file");
     Ok(())
+}
+
+/// Builds for a target by a compiler that has `core` for `core`, and returns the file.
+fn built_for(triple: &str, core: &str, configure: impl FnOnce(&mut Command)) -> Result<Vec<u8>> {
+    let folder = tempfile::tempdir()?;
+    let mut build = build::cargo("build");
+    build.args(["--release", "--package=pause", "--target", triple, "--target-dir"]);
+    build.arg(folder.path()).env("RUSTC", build::find_core(core)?);
+    configure(build.env("CARGO_ENCODED_RUSTFLAGS", ""));
+    let output = build.output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(fs::read(folder.path().join(triple).join("release/pause"))?)
 }
 
 /// A change to the sources with which the program would crash at run time.
