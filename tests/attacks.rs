@@ -16,7 +16,7 @@ use nix::errno::Errno;
 use nix::libc::{self, c_int};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::{set_dumpable, set_pdeathsig};
-use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
+use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use procfs::process::Process;
@@ -192,9 +192,6 @@ fn become_attacker(attacker: &OsString, as_same_user: bool) -> Result<()> {
 fn be_unprotected() -> Result<()> {
     // It holds the attacker's stdout open, so it ends with the attacker.
     set_pdeathsig(Signal::SIGKILL)?;
-    // SAFETY: no handler is installed.
-    unsafe { signal(Signal::SIGTERM, SigHandler::SigDfl)? };
-    SigSet::empty().thread_set_mask()?;
     loop {
         thread::park();
     }
