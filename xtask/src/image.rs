@@ -53,9 +53,6 @@ pub struct Recipe {
     /// Time of everything in the image, in seconds since 1970, instead of SOURCE_DATE_EPOCH.
     #[arg(skip)]
     pub timestamp: Option<u32>,
-    /// A program for one platform, in place of the product's.
-    #[arg(skip)]
-    pub program: Option<PathBuf>,
 }
 
 /// The platforms to build for.
@@ -162,7 +159,7 @@ impl Image {
             .selection
             .targets()?
             .into_iter()
-            .map(|target| Variant::build(target, &annotations, recipe, timestamp))
+            .map(|target| Variant::build(target, &annotations, timestamp))
             .collect::<Result<Vec<_>>>()?;
 
         let manifests = variants.iter().map(|variant| {
@@ -265,13 +262,8 @@ impl Selection {
 }
 
 impl Variant {
-    fn build(
-        target: &'static Target,
-        annotations: &Value,
-        recipe: &Recipe,
-        timestamp: u32,
-    ) -> Result<Self> {
-        let binary = recipe.program.clone().map_or_else(|| target.build(), Ok)?;
+    fn build(target: &'static Target, annotations: &Value, timestamp: u32) -> Result<Self> {
+        let binary = target.build()?;
         let binary = fs::read(&binary)
             .with_context(|| format!("cannot read the binary {}", binary.display()))?;
 
