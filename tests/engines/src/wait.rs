@@ -30,8 +30,9 @@ pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<
             sleep(Duration::from_millis(10)).await;
         }
     };
-    let found = timeout(limit(LIMIT), looking).await;
-    found.unwrap_or_else(|_| bail!("timed out after {LIMIT} s waiting until {state}"))
+    let limit = limit(LIMIT);
+    let found = timeout(limit, looking).await;
+    found.unwrap_or_else(|_| bail!("timed out after {} s waiting until {state}", limit.as_secs()))
 }
 
 /// Looks again and again until what is seen is what is expected.
