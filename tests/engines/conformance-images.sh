@@ -59,7 +59,7 @@ push() {
     shift 2
     # The label makes each one an image of its own.
     umoci config --image "layout:$base" --tag image --config.label "name=$name" "$@"
-    skopeo --insecure-policy copy --quiet --dest-tls-verify=false oci:layout:image "docker://$registry/$name"
+    skopeo copy --quiet oci:layout:image "docker://$registry/$name"
 }
 push pause upstream/pause:latest --config.user 65535:65535 --config.entrypoint /pause
 push pause pause:3.9 --config.entrypoint /pause
@@ -81,7 +81,7 @@ for name in latest:latest tag:test tag:all 1:latest 2:latest 3:latest tags:1; do
     push root "$tools/test-image-$name" --config.cmd sh
 done
 for tag in 2 3; do
-    skopeo --insecure-policy copy --quiet --src-tls-verify=false --dest-tls-verify=false \
+    skopeo copy --quiet \
         "docker://$registry/$tools/test-image-tags:1" "docker://$registry/$tools/test-image-tags:$tag"
 done
 rm -rf "$PWD"

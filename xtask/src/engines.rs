@@ -12,7 +12,7 @@ use std::process::Command;
 
 /// What the engines and their scenarios need, in each release.
 const PACKAGES: &str = "apparmor buildah busybox-static containerd containernetworking-plugins crun dbus \
-    docker-registry docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx podman runc skopeo \
+    docker-registry docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx openssl podman runc skopeo \
     slirp4netns systemd-sysv udev uidmap umoci";
 
 /// What came with Docker 26 and Podman 5.
@@ -92,8 +92,11 @@ pub fn program(debian: &mut Debian) -> Result<Vec<String>> {
     let files = [
         ("--image", Some(archive)),
         ("--binary", Some(build::build(Flavor::Freestanding)?)),
-        ("--foreign", variant("foreign", foreign)?),
-        ("--all", variant("all", "all")?),
+        ("--foreign", variant("localhost/pause:foreign", foreign)?),
+        (
+            "--all",
+            variant(concat!("registry.example/infra/pause:", env!("CARGO_PKG_VERSION")), "all")?,
+        ),
     ];
     debian.add(&program, "/inputs/engines")?;
     let mut command =
@@ -127,17 +130,17 @@ fn kubernetes(args: &Args) -> Result<(PathBuf, &'static str)> {
     Ok((folder, "/opt/kubernetes"))
 }
 
-/// Makes the image `name` for other platforms than this machine's, and returns where it is. None if
-/// there is no `core` to build it with.
-fn variant(name: &str, platforms: &str) -> Result<Option<PathBuf>> {
-    let output = project().join(format!("target/image/{name}.tar"));
+/// Makes an image called `reference` for other platforms than this machine's, and returns where it is.
+/// None if there is no `core` to build it with.
+fn variant(reference: &str, platforms: &str) -> Result<Option<PathBuf>> {
+    let output = project().join(format!("target/image/{}.tar", platforms.replace('/', "-")));
     let is_meant = |name: &str| platforms == "all" || name.starts_with(platforms);
     let mut targets = TARGETS.iter().filter(|target| is_meant(target.platform));
     if !targets.all(|target| target.is_native() || build::find_core(target.triple).is_ok()) {
         return Ok(None);
     }
     let recipe = Recipe {
-        tag: Some(format!("localhost/pause:{name}")),
+        tag: Some(reference.to_owned()),
         selection: Selection { platform: vec![platforms.to_owned()] },
         ..Recipe::default()
     };

@@ -37,7 +37,7 @@ answers() {
 }
 
 containerd() {
-  daemon containerd containerd --config /etc/kubernetes-node/config.toml
+  daemon containerd containerd
   answers containerd crictl info
   daemon events ctr --namespace k8s.io events
 }
@@ -102,10 +102,10 @@ ip link add pods type bridge
 # What the kubelet mounts for pods has to reach containerd.
 mount --make-rshared /
 
-mkdir --parents /etc/kubernetes-node/conf.d /etc/kubernetes-node/cni
-printf '%s' "$2" >/etc/kubernetes-node/config.toml
-printf '%s' "$3" >/etc/kubernetes-node/conf.d/pause.toml
-cat >/etc/kubernetes-node/cni/pods.conflist <<CNI
+mkdir --parents /etc/containerd/conf.d /etc/containerd/cni
+printf '%s' "$2" >/etc/containerd/config.toml
+printf '%s' "$3" >/etc/containerd/conf.d/10-pause.toml
+cat >/etc/containerd/cni/pods.conflist <<CNI
 {
   "cniVersion": "1.0.0", "name": "kubernetes", "plugins": [
     { "type": "bridge", "bridge": "pods", "isGateway": true, "ipMasq": false, "hairpinMode": true,

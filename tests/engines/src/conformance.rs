@@ -1,7 +1,7 @@
 //! Kubernetes' own test of container runtimes, critest, with the image that is tried and with
 //! upstream's: both have to give the same results.
 
-use crate::registry::{self, ADDRESS, NODE_SOCKET, Node};
+use crate::registry::{self, HOST, NODE_SOCKET, Node};
 use crate::scenario::Context;
 use crate::wait::{limit, script};
 use anyhow::{Context as _, Result, ensure};
@@ -49,14 +49,13 @@ pub async fn test(context: &Context) -> Result<()> {
     let mut registry = registry::start().await?;
     crate::images::helpers().await?;
     let images = project().join("tests/engines/conformance-images.sh").display().to_string();
-    script("sh \"$1\" /opt/kubernetes/pause.c \"$2\"", &[&images, ADDRESS]).await?;
+    script("sh \"$1\" /opt/kubernetes/pause.c \"$2\"", &[&images, HOST]).await?;
     let [ours, upstream] = ["infra/pause:tried", "upstream/pause:latest"];
-    let (archive, ours) =
-        (context.image.archive.display().to_string(), format!("{ADDRESS}/{ours}"));
+    let (archive, ours) = (context.image.archive.display().to_string(), format!("{HOST}/{ours}"));
     script("skopeo copy --quiet \"oci-archive:$1\" \"docker://$2\"", &[&archive, &ours]).await?;
 
     script(MOUNT, &[]).await?;
-    let expected = critest(&format!("{ADDRESS}/{upstream}")).await.context("upstream's pause")?;
+    let expected = critest(&format!("{HOST}/{upstream}")).await.context("upstream's pause")?;
     let results = critest(&ours).await?;
     for (name, result) in &results {
         let theirs = expected.get(name);

@@ -18,8 +18,8 @@ pub const NGINX: &str = "localhost/nginx:debian";
 /// The name of the image for another architecture.
 pub const FOREIGN: &str = "localhost/pause:foreign";
 
-/// The name of the image for all platforms.
-pub const ALL: &str = "localhost/pause:all";
+/// The name of the image for all platforms, as in the documents.
+pub const ALL: &str = concat!("registry.example/infra/pause:", env!("CARGO_PKG_VERSION"));
 
 /// What the Dockerfile needs to find in an image to build in.
 pub const BUILD_ENVIRONMENT: [&str; 3] = [
@@ -43,7 +43,7 @@ pub struct Image {
     /// Archive of the image for another architecture, named pause:foreign
     #[arg(long, value_name = "FILE")]
     pub foreign: Option<PathBuf>,
-    /// Archive of the image for several platforms, named pause:all
+    /// Archive of the image for all platforms, named as in the documents
     #[arg(long, value_name = "FILE")]
     pub all: Option<PathBuf>,
 }

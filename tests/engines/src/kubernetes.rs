@@ -3,10 +3,10 @@
 
 use crate::conformance;
 use crate::containerd::{crictl, deployed, exit_code, inspect, process};
+use crate::documents;
 use crate::engine::{Column, Lacks, Name, Skip};
 use crate::host::{self, same};
 use crate::images::{self, BUSYBOX, Image, NGINX};
-use crate::registry;
 use crate::scenario::{Context, HELLO, Scenario, is_as_before, is_init, pauses, reaps};
 use crate::wait::{script, success, until};
 use anyhow::{Context as _, Result, ensure};
@@ -42,11 +42,11 @@ const SIGNALS: &str = "for signal in TERM INT HUP USR1; do kill -$signal 1 || ex
 /// The configuration of containerd, which imports the drop-in in `deploy/`.
 const CONTAINERD: &str = "
 version = 3
-imports = ['/etc/kubernetes-node/conf.d/*.toml']
+imports = ['/etc/containerd/conf.d/*.toml']
 root = '/var/lib/kubernetes-node'
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ['/opt/kubernetes']
-conf_dir = '/etc/kubernetes-node/cni'
+conf_dir = '/etc/containerd/cni'
 [plugins.'io.containerd.cri.v1.runtime']
 ";
 
@@ -65,8 +65,9 @@ pub struct Kubernetes;
 
 /// What a pod keeps as long as its sandbox is the same.
 #[derive(Debug, PartialEq)]
-struct Sandbox {
-    id: String,
+pub struct Sandbox {
+    /// What CRI calls it.
+    pub id: String,
     pid: i32,
     address: String,
 }
@@ -108,7 +109,7 @@ impl Column for Kubernetes {
             Scenario::PrePull => pre_pull(context).await?,
             Scenario::Many => many(context).await?,
             Scenario::Conformance => conformance::test(context).await?,
-            Scenario::Registry => registry::test(context).await?,
+            Scenario::Registry => documents::install(context).await?,
             Scenario::Outside => return Err(Lacks("kubectl sends no signals").into()),
             Scenario::Hardened => return Err(Lacks("it is part of `placeholder`").into()),
             _ => return Err(Lacks("it does not depend on the kubelet").into()),
@@ -135,7 +136,8 @@ impl Column for Kubernetes {
     }
 }
 
-async fn load(context: &Context) -> Result<()> {
+/// Imports the images, and waits until the one of sandboxes is pinned.
+pub async fn load(context: &Context) -> Result<()> {
     let [busybox, nginx] = images::helpers().await?;
     for archive in [&*context.image.archive, busybox, nginx] {
         script(IMPORT, &[&archive.to_string_lossy()]).await?;
@@ -342,7 +344,8 @@ async fn node(arguments: &[&str]) -> Result<()> {
     success(Command::new("bash").arg(script).args(arguments)).await.map(drop)
 }
 
-async fn kubectl(arguments: &[&str]) -> Result<String> {
+/// Runs Kubernetes' own client.
+pub async fn kubectl(arguments: &[&str]) -> Result<String> {
     success(Command::new(KUBECTL).args(arguments)).await
 }
 
@@ -360,7 +363,8 @@ async fn shared_pid(context: &Context) -> Result<Sandbox> {
     sandbox(SHARED_PID, context, USER).await
 }
 
-async fn ready(pod: &str) -> Result<()> {
+/// Waits until a pod is ready.
+pub async fn ready(pod: &str) -> Result<()> {
     patiently(&["wait", "--for=condition=Ready", "pod", pod]).await
 }
 
@@ -413,7 +417,7 @@ async fn restarted(pod: &str, name: &str) -> Result<()> {
 }
 
 /// The sandbox of a pod, whose pause has to sleep, as `user`.
-async fn sandbox(pod: &str, context: &Context, user: u32) -> Result<Sandbox> {
+pub async fn sandbox(pod: &str, context: &Context, user: u32) -> Result<Sandbox> {
     let pods = ["pods", "--quiet", "--state=ready", "--name", &format!("^{pod}$")];
     let id = crictl(pods).await?;
     ensure!(!id.is_empty() && !id.contains('\n'), "the ready sandboxes of the pod {pod}: {id:?}");

@@ -5,6 +5,7 @@ mod cli;
 mod conformance;
 mod containerd;
 mod daemon;
+mod documents;
 mod engine;
 mod host;
 mod images;

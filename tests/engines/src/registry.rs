@@ -1,22 +1,18 @@
-//! A registry on the loopback, and a node that pulls from it: today's containerd, with the drop-in in
-//! `deploy/` that people copy.
+//! A registry on the loopback, and a second containerd that pulls from it, for critest.
 
-use crate::containerd::{NETWORK, crictl, deployed, file, is_ready, sandbox_config};
+use crate::containerd::{NETWORK, crictl, deployed, is_ready};
 use crate::daemon::Daemon;
 use crate::engine::Skip;
-use crate::host::{self, same};
-use crate::images;
-use crate::scenario::Context;
+use crate::host;
 use crate::wait::script;
-use anyhow::{Context as _, Result, ensure};
-use harness::build::project;
-use harness::sandbox::USER;
+use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use std::fs;
+use std::net::TcpStream;
 use std::path::Path;
 
-/// Where the registry listens.
-pub const ADDRESS: &str = "127.0.0.1:5000";
+/// The name of the registry, as in the documents.
+pub const HOST: &str = "registry.example";
 
 /// The programs that are built for it, as `xtask engines` shows them to this system.
 const PROGRAMS: &str = "/opt/kubernetes";
@@ -25,16 +21,18 @@ const SETTINGS: &str = "\
 version: 0.1
 log: { level: warn, accesslog: { disabled: true } }
 storage: { filesystem: { rootdirectory: /var/lib/registry } }
-http: { addr: '127.0.0.1:5000' }
+http: { addr: '127.0.0.1:443', tls: { certificate: /etc/ssl/certs/registry.pem, key: /etc/registry.key } }
 ";
 
-/// Names the registry to skopeo, which wants one that speaks TLS, and to containerd in the place of all
-/// others, and accepts images without signatures.
+/// Makes the registry $1 known: its address, its certificate, and to the second containerd as the place of
+/// all images. Accepts images without signatures.
 const CLIENTS: &str = r#"
-    mkdir -p /etc/containers/registries.conf.d /etc/node/certs.d/_default /etc/node/cni /etc/node/conf.d
-    printf '[[registry]]\nlocation = "%s"\ninsecure = true\n' "$1" > /etc/containers/registries.conf.d/loopback.conf
+    grep -q "$1" /etc/hosts || echo "127.0.0.1 $1" >> /etc/hosts
+    test -e /etc/registry.key || openssl req -x509 -newkey rsa:2048 -noenc -days 30 -subj "/CN=$1" \
+        -addext "subjectAltName=DNS:$1" -keyout /etc/registry.key -out /etc/ssl/certs/registry.pem
+    mkdir -p /etc/containers /etc/node/certs.d/_default /etc/node/cni /etc/node/conf.d
     echo '{ "default": [{ "type": "insecureAcceptAnything" }] }' > /etc/containers/policy.json
-    printf 'server = "http://%s"\n[host."http://%s"]\n' "$1" "$1" > /etc/node/certs.d/_default/hosts.toml
+    printf 'server = "https://%s"\n' "$1" > /etc/node/certs.d/_default/hosts.toml
 "#;
 
 /// The node's own configuration, besides what is imported.
@@ -63,11 +61,10 @@ pub const NODE_SOCKET: &str = "unix:///run/node/containerd.sock";
 pub async fn start() -> Result<Daemon> {
     let reason = "today's containerd is not built: run cargo xtask engines kubernetes";
     ensure!(Path::new(PROGRAMS).join("containerd").exists(), Skip(reason));
-    script(CLIENTS, &[ADDRESS]).await?;
+    script(CLIENTS, &[HOST]).await?;
     fs::write("/etc/registry.yml", SETTINGS)?;
     Daemon::start(&["docker-registry", "serve", "/etc/registry.yml"], async || {
-        let fetch = "busybox wget -q -O - http://$1/v2/";
-        script(fetch, &[ADDRESS]).await.is_ok()
+        TcpStream::connect((HOST, 443)).is_ok()
     })
     .await
 }
@@ -92,43 +89,9 @@ impl Node {
         Ok(Self { daemon: Daemon::start(command, answers).await? })
     }
 
-    /// Restarts it with another image for the sandboxes.
-    async fn change(&mut self, image: &str) -> Result<()> {
-        use_image(image)?;
-        // What docs and deploy/ tell people to look at before they do the same.
-        let dump = "/opt/kubernetes/containerd --config /etc/node/config.toml config dump";
-        let shown = script(&format!("{dump} 2> /dev/null | grep sandbox"), &[]).await?;
-        ensure!(shown.contains(image), "the configuration has {shown}");
-        self.daemon.restart(answers).await
-    }
-
-    /// Starts a pod and returns its ID; the image is the one of the configuration.
-    async fn pod(&self, name: &str) -> Result<String> {
-        let config = file(&sandbox_config(name, json!({})))?;
-        self.crictl(&["runp", &config.path().to_string_lossy()]).await
-    }
-
-    /// The same, and its pause has to sleep. The image is checked, too.
-    async fn pod_on(&self, name: &str, image: &str, context: &Context) -> Result<(String, i32)> {
-        let pod = self.pod(name).await?;
-        let shown = self.inspect("inspectp", &pod).await?;
-        same("the image of the pod", &shown["info"]["image"], &json!(image))?;
-        let pid = shown["info"]["pid"].as_i64().context("no pid")? as i32;
-        host::asleep(pid, &context.binary, USER).await?;
-        Ok((pod, pid))
-    }
-
-    async fn crictl(&self, arguments: &[&str]) -> Result<String> {
-        crictl([&["--runtime-endpoint", NODE_SOCKET], arguments].concat()).await
-    }
-
-    async fn inspect(&self, verb: &str, name: &str) -> Result<Value> {
-        Ok(serde_json::from_str(&self.crictl(&[verb, "--output=json", name]).await?)?)
-    }
-
     /// Removes all pods, stops it, and removes what it has stored.
     pub async fn end(mut self) -> Result<()> {
-        self.crictl(&["rmp", "--force", "--all"]).await?;
+        crictl(["--runtime-endpoint", NODE_SOCKET, "rmp", "--force", "--all"]).await?;
         self.daemon.stop().await?;
         script("rm -r /var/lib/node /run/node", &[]).await.map(drop)
     }
@@ -142,88 +105,4 @@ fn use_image(image: &str) -> Result<()> {
 
 async fn answers() -> bool {
     is_ready(NODE_SOCKET).await
-}
-
-/// What docs/install.md and README tell people to run, with the names that they have to fill in.
-const PUSH: &str = "skopeo copy --all --preserve-digests oci-archive:target/image/pause.tar \
-                    docker://registry.example/infra/pause:0.1.0";
-
-/// Pushes an image that is another version by its label, made from the archive $1, as $2.
-const NEXT: &str = r#"
-    folder=$(mktemp --directory --tmpdir=/var/tmp)
-    skopeo copy --quiet "oci-archive:$1" "oci:$folder:next"
-    umoci config --image "$folder:next" --config.label org.opencontainers.image.version=next
-    skopeo copy --quiet "oci:$folder:next" "docker://$2"
-"#;
-
-/// Lists the sandboxes whose image has a label.
-const LIST: &str = r#"
-    ctr() { /opt/kubernetes/ctr --address /run/node/containerd.sock --namespace k8s.io "$@" 2> /dev/null; }
-    ctr containers list --quiet "labels.\"io.cri-containerd.kind\"==sandbox,$1"
-"#;
-
-/// What a pod is refused with while the registry is down, as docs/troubleshooting.md quotes it.
-const UNREACHABLE: [&str; 3] = [
-    "failed to resolve image: failed to do request: Head",
-    ": dial tcp ",
-    "connect: connection refused",
-];
-
-/// The operator's path: push, first pod, registry down, upgrade, way back.
-pub async fn test(context: &Context) -> Result<()> {
-    let all = images::built(&context.image.all)?;
-    let mut registry = start().await?;
-    let example = "registry.example/infra/pause:0.1.0";
-    let [old, new] = ["0.1.0", "next"].map(|tag| format!("{ADDRESS}/infra/pause:{tag}"));
-
-    let page = fs::read_to_string(project().join("docs/install.md")).unwrap_or_default();
-    ensure!(page.contains(PUSH), "docs/install.md does not say {PUSH}");
-    let push = PUSH.replace("target/image/pause.tar", &all.display().to_string());
-    script(&push.replace(example, &old), &[]).await?;
-    let archive = "tar --extract --to-stdout --file \"$1\" index.json";
-    let index: Value = serde_json::from_str(&script(archive, &[&all.to_string_lossy()]).await?)?;
-    let digest = index["manifests"][0]["digest"].as_str().context("the archive has no digest")?;
-    let inspect = "skopeo inspect --format '{{.Digest}}' \"docker://$1\"";
-    same("the digest in the registry", script(inspect, &[&old]).await?.as_str(), digest)?;
-
-    let mut node = Node::start(&old).await?;
-    let (first, pid) = node.pod_on("first", &old, context).await?;
-    let image = node.inspect("inspecti", &old).await?;
-    same("whether it is pinned", &image["status"]["pinned"], &json!(true))?;
-    let whole = format!("{ADDRESS}/infra/pause@{digest}");
-    same("the digest on the node", &image["status"]["repoDigests"], &json!([whole]))?;
-
-    // The way to the next version and back.
-    script(NEXT, &[&context.image.archive.to_string_lossy(), &new]).await?;
-    node.change(&new).await?;
-    let (second, _) = node.pod_on("second", &new, context).await?;
-    let listed = "labels.\"org.opencontainers.image.version\"==next";
-    let listed = script(LIST, &[listed]).await?;
-    same("the pods on the next version", listed, second.clone())?;
-    let now = node.inspect("inspectp", &first).await?;
-    same("the process of the old pod", now["info"]["pid"].as_i64(), Some(pid.into()))?;
-    same("the state of the old pod", &now["status"]["state"], &json!("SANDBOX_READY"))?;
-    node.change(&old).await?;
-    node.pod_on("third", &old, context).await?;
-    node.crictl(&["rmp", "--force", &second]).await?;
-    let image = node.inspect("inspecti", &new).await?;
-    same("whether the other one is still pinned", &image["status"]["pinned"], &json!(true))?;
-    node.crictl(&["rmi", &new]).await?;
-    ensure!(node.inspect("inspecti", &new).await.is_err(), "it cannot be removed");
-
-    // A node that has lost the image while nobody serves it.
-    node.crictl(&["rmp", "--force", "--all"]).await?;
-    node.crictl(&["rmi", &old]).await?;
-    registry.stop().await?;
-    let refusal = node.pod("refused").await.err().context("there is a pod without an image")?;
-    let page = fs::read_to_string(project().join("docs/troubleshooting.md"))?;
-    for words in UNREACHABLE {
-        ensure!(format!("{refusal:#}").contains(words), "another error: {refusal:#}");
-        ensure!(page.contains(words), "docs/troubleshooting.md does not quote {words:?}");
-    }
-    let mut registry = start().await?;
-    node.pod_on("recovered", &old, context).await?;
-
-    node.end().await?;
-    registry.stop().await
 }

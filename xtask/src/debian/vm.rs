@@ -82,13 +82,9 @@ impl Debian {
         let mut machine = isolated();
         machine.args(["--net", "--", QEMU, "-m", "4096", "-drive"]);
         machine.arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
-        // qemu's emulation of several CPUs does not keep one of them from running code that another one
-        // is changing. Linux changes its own code while it runs, and panicked there ("int3").
-        machine.args(if kvm {
-            ["-accel", "kvm", "-smp", "2"]
-        } else {
-            ["-accel", "tcg", "-smp", "1"]
-        });
+        // Linux changes its own code while it runs. qemu's threads do not always see that of each other, and
+        // the kernel panicked ("int3"): one thread emulates both CPUs.
+        machine.args(["-smp", "2", "-accel", if kvm { "kvm" } else { "tcg,thread=single" }]);
         machine.args(self.kernel()?);
         let quiet = "quiet systemd.show_status=no panic=-1 TERM=dumb";
         machine.args(["-append", &format!("root=/dev/vda rw console=ttyS0 {quiet}")]);

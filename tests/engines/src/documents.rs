@@ -1,0 +1,239 @@
+//! The commands of the documents, run as they stand there: an operator's path from an empty registry to a
+//! node, to the next version and back.
+
+use crate::containerd::{crictl, exit_code};
+use crate::host::same;
+use crate::images::{self, ALL as IMAGE, BUSYBOX};
+use crate::kubernetes::{Sandbox, kubectl, load, ready, sandbox};
+use crate::registry;
+use crate::scenario::Context;
+use crate::wait::{script, success, until};
+use anyhow::{Context as _, Result, bail, ensure};
+use harness::build::project;
+use harness::sandbox::USER;
+use serde_json::{Value, json};
+use std::fs;
+use tokio::process::Command;
+
+/// What the commands find: the programs, an administrator's rights, and the archive $1 where
+/// `cargo xtask image` leaves it. (`cargo xtask engines` has made it by the same command.)
+const SURROUNDINGS: &str = r#"
+    cd "$PAUSE_PROJECT"
+    PATH=/opt/kubernetes:$PATH
+    archive=$1
+    cargo() { install -D "$archive" target/image/pause.tar; }
+    sudo() { "$@"; }
+    systemctl() { test "$*" = "restart containerd" && bash tests/engines/kubernetes/node.sh containerd; }
+"#;
+
+/// Sections whose commands are run by `.ci/run`.
+const ELSEWHERE: [&str; 1] = ["Build without a network"];
+
+/// Pushes the image in the archive $1 as another version, by its label, with the tag `next`.
+const PUSH_NEXT: &str = r#"
+    folder=$(mktemp --directory --tmpdir=/var/tmp)
+    skopeo copy --quiet "oci-archive:$1" "oci:$folder:next"
+    umoci config --image "$folder:next" --config.label org.opencontainers.image.version=next
+    skopeo copy --quiet "oci:$folder:next" docker://registry.example/infra/pause:next
+"#;
+
+/// What a pod is refused with while the registry is down. docs/troubleshooting.md quotes it.
+const UNREACHABLE: [&str; 3] = [
+    "Failed to create pod sandbox: rpc error: code = Unknown desc = failed to pull image \"registry.example/infra/pause:",
+    "failed to resolve image: failed to do request: Head \"https://registry.example/v2/infra/pause/manifests/",
+    "connect: connection refused",
+];
+
+/// A document, and the blocks of commands in it.
+struct Page {
+    name: &'static str,
+    text: String,
+    blocks: Vec<Block>,
+    archive: String,
+}
+
+/// Indented lines.
+struct Block {
+    /// The heading above them.
+    section: String,
+    commands: String,
+    /// Whether the paragraph before them says that nobody has tried them, or somebody by hand.
+    is_marked: bool,
+    has_run: bool,
+}
+
+impl Page {
+    fn read(name: &'static str, context: &Context) -> Result<Self> {
+        let text = fs::read_to_string(project().join(name))?;
+        let (mut section, mut before, mut is_fenced) = ("", "", false);
+        let mut blocks = Vec::new();
+        for chunk in text.split("\n\n") {
+            if chunk.starts_with('#') {
+                section = chunk.trim_start_matches('#').trim();
+            } else if !is_fenced && chunk.lines().all(|line| line.starts_with("    ")) {
+                let is_marked = ["ot tried", "ried by hand"].iter().any(|it| before.contains(it));
+                let (section, commands) = (section.to_owned(), chunk.to_owned());
+                blocks.push(Block { section, commands, is_marked, has_run: false });
+            }
+            is_fenced ^= chunk.matches("```").count() % 2 == 1;
+            before = chunk;
+        }
+        let archive = images::built(&context.image.all)?.display().to_string();
+        Ok(Self { name, text, blocks, archive })
+    }
+
+    /// Runs the next block of a section, with `values` in the place of the words that a reader fills in,
+    /// and returns what it prints.
+    async fn run(&mut self, section: &str, values: &[(&str, &str)]) -> Result<String> {
+        let mut next = self.blocks.iter_mut();
+        let next = next.find(|it| it.section == section && !it.is_marked && !it.has_run);
+        let block = next.with_context(|| format!("{}, {section}: no further block", self.name))?;
+        block.has_run = true;
+        let mut commands = block.commands.clone();
+        for (word, value) in values {
+            ensure!(commands.contains(word), "{}, {section}: no {word} in {commands}", self.name);
+            commands = commands.replace(word, value);
+        }
+        let job = format!("set -o pipefail\n{SURROUNDINGS}\n{commands}");
+        let mut bash = Command::new("bash");
+        let output = success(bash.args(["-euc", &job, "bash", &self.archive])).await;
+        output.with_context(|| format!("{}, {section}", self.name))
+    }
+
+    /// Lets the blocks of a section run a second time.
+    fn rewind(&mut self, section: &str) {
+        self.blocks.iter_mut().filter(|it| it.section == section).for_each(|it| it.has_run = false);
+    }
+
+    /// Every block was run, or says that it is not.
+    fn has_run(&self) -> Result<()> {
+        let done = |it: &Block| it.has_run || it.is_marked || ELSEWHERE.contains(&&*it.section);
+        match self.blocks.iter().find(|it| !done(it)) {
+            None => Ok(()),
+            Some(Block { section, commands, .. }) => {
+                bail!("{}, {section}: nothing runs\n{commands}", self.name)
+            }
+        }
+    }
+}
+
+/// A pod on the node, whose only container sleeps.
+async fn start(pod: &str) -> Result<()> {
+    kubectl(&["run", pod, "--image=busybox:stable", "--", "sleep", "infinity"]).await.map(drop)
+}
+
+/// Waits until a pod is ready, and checks that its sandbox is on `image`.
+async fn runs_on(pod: &str, image: &str, context: &Context) -> Result<Sandbox> {
+    ready(pod).await?;
+    let sandbox = sandbox(pod, context, USER).await?;
+    let shown: Value = serde_json::from_str(&crictl(["inspectp", &sandbox.id]).await?)?;
+    same("the image of the sandbox", &shown["info"]["image"], &json!(image))?;
+    Ok(sandbox)
+}
+
+/// Checks that a text has certain words.
+fn has(text: &str, words: &[&str]) -> Result<()> {
+    match words.iter().find(|it| !text.contains(**it)) {
+        None => Ok(()),
+        Some(missing) => bail!("there is no {missing:?} in\n{text}"),
+    }
+}
+
+/// The operator's path on a node of Kubernetes.
+pub async fn install(context: &Context) -> Result<()> {
+    let mut readme = Page::read("README.md", context)?;
+    let mut install = Page::read("docs/install.md", context)?;
+    let mut troubleshooting = Page::read("docs/troubleshooting.md", context)?;
+    let mut registry = registry::start().await?;
+    let next = IMAGE.replace(env!("CARGO_PKG_VERSION"), "next");
+
+    // The README's commands, and the same ones with what the page tells beside them.
+    let cluster = "Use it in a cluster";
+    readme.run(cluster, &[]).await?;
+    let archive = "tar --extract --to-stdout --file \"$1\" index.json";
+    let index: Value = serde_json::from_str(&script(archive, &[&install.archive]).await?)?;
+    let digest = index["manifests"][0]["digest"].as_str().context("the archive has no digest")?;
+    let build = "Build and push";
+    install.run(build, &[]).await?;
+    install.run(build, &[]).await?;
+    same("the digest in the registry", install.run(build, &[]).await?.as_str(), digest)?;
+    install.run(build, &[]).await?;
+
+    // One node.
+    script(
+        "ctr --namespace k8s.io images tag --force \"$1\" docker.io/library/busybox:stable",
+        &[BUSYBOX],
+    )
+    .await?;
+    let canary = "One canary node";
+    install.run(canary, &[("NODE", "node")]).await?;
+    has(&install.run(canary, &[]).await?, &[IMAGE])?;
+    has(&install.run(canary, &[("NODE", "node")]).await?, &["1 65535    /pause"])?;
+    let (image, pinned) = (format!("\"image\": \"{IMAGE}\","), "\"pinned\": true");
+    has(&install.run(canary, &[]).await?, &[&image, pinned])?;
+    has(&readme.run(cluster, &[]).await?, &[&image])?;
+    let id = runs_on("canary", IMAGE, context).await?.id;
+    let version = [("VERSION", env!("CARGO_PKG_VERSION"))];
+    let listed = install.run("Which pod runs on which image", &version).await?;
+    has(&listed, &[&format!("default/canary {IMAGE}")])?;
+    same("how often it is listed by ctr", listed.matches(&id).count(), 2)?;
+    install.run(canary, &[("NODE", "node")]).await?;
+    let shown = crictl(["inspecti", IMAGE]).await?;
+    has(&shown, &[&format!("registry.example/infra/pause@{digest}")])?;
+    has(
+        &troubleshooting.run("Pods stay in ContainerCreating", &[]).await?,
+        &["registry.example/infra/pause", IMAGE],
+    )?;
+    has(&troubleshooting.run("The image disappeared from the node", &[]).await?, &["true"])?;
+
+    // A node that has lost the image, while nobody serves it.
+    start("first").await?;
+    let first = runs_on("first", IMAGE, context).await?;
+    crictl(["rmi", IMAGE]).await?;
+    registry.stop().await?;
+    start("second").await?;
+    let refused = "--field-selector=reason=FailedCreatePodSandBox";
+    let is_refused = async || {
+        let events = kubectl(&["get", "events", refused, "--output=name"]).await?;
+        Ok((!events.is_empty()).then_some(()))
+    };
+    until("the second pod is refused", is_refused).await?;
+    has(&install.run("A wrong name", &[]).await?, &UNREACHABLE)?;
+    let quoted = troubleshooting.text.split_whitespace().collect::<Vec<_>>().join(" ");
+    has(&quoted, &UNREACHABLE)?;
+    let mut registry = registry::start().await?;
+    runs_on("second", IMAGE, context).await?;
+
+    // To the next version, and back.
+    script(PUSH_NEXT, &[&context.image.archive.to_string_lossy()]).await?;
+    let upgrade = "Upgrade";
+    for (old, new, pod) in [(IMAGE, &*next, "third"), (&next, IMAGE, "fourth")] {
+        let [from, to] = [old, new].map(|it| it.rsplit(':').next().unwrap_or_default());
+        install.rewind(upgrade);
+        install.run(upgrade, &[("OLD", from), ("NEW", to)]).await?;
+        start(pod).await?;
+        runs_on(pod, new, context).await?;
+        same("the first pod", &runs_on("first", IMAGE, context).await?, &first)?;
+        install.run(upgrade, &[("OLD", from)]).await?;
+        ensure!(crictl(["inspecti", old]).await.is_err(), "{old} is still there");
+    }
+    install.run("Roll back", &[]).await?;
+    // crictl has removed it under all of its names.
+    load(context).await?;
+    start("fifth").await?;
+    let fifth = runs_on("fifth", &context.image.reference, context).await?;
+
+    // Without a registry.
+    registry.stop().await?;
+    let import = "Without a registry";
+    script("cp \"$1\" \"$PAUSE_PROJECT/pause.tar\"", &[&install.archive]).await?;
+    install.run(import, &[]).await?;
+    let hash = digest.trim_start_matches("sha256:");
+    has(&install.run(import, &[("DIGEST", hash)]).await?, &[hash])?;
+    troubleshooting.run("An old image stays on the node", &[]).await?;
+    troubleshooting.run("The wrong platform", &[]).await?;
+    troubleshooting.run("SIGTERM has no effect", &[("NAME", "fifth")]).await?;
+    same("the exit code", exit_code(&fifth.id).await?, 0)?;
+    install.has_run()?;
+    troubleshooting.has_run()
+}
