@@ -4,11 +4,10 @@
 use crate::containerd::{NETWORK, crictl, deployed, file, is_ready, sandbox_config};
 use crate::daemon::Daemon;
 use crate::engine::Skip;
-use crate::host::{self, same};
-use crate::images;
-use crate::scenario::Context;
-use crate::wait::script;
-use anyhow::{Context as _, Result, ensure};
+use crate::host;
+use crate::scenario::Run;
+use crate::wait::{ensure_eq, script};
+use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use harness::sandbox::USER;
 use serde_json::{Value, json};
@@ -60,16 +59,15 @@ runtime_path = '/opt/kubernetes/containerd-shim-runc-v2'
 pub const NODE_SOCKET: &str = "unix:///run/node/containerd.sock";
 
 /// Starts a registry, which is empty the first time.
-pub async fn start() -> Result<Daemon> {
+pub fn start() -> Result<Daemon> {
     let reason = "today's containerd is not built: run cargo xtask engines kubernetes";
     ensure!(Path::new(PROGRAMS).join("containerd").exists(), Skip(reason));
-    script(CLIENTS, &[ADDRESS]).await?;
+    script(CLIENTS, &[ADDRESS])?;
     fs::write("/etc/registry.yml", SETTINGS)?;
-    Daemon::start(&["docker-registry", "serve", "/etc/registry.yml"], async || {
+    Daemon::start(&["docker-registry", "serve", "/etc/registry.yml"], || {
         let fetch = "busybox wget -q -O - http://$1/v2/";
-        script(fetch, &[ADDRESS]).await.is_ok()
+        script(fetch, &[ADDRESS]).is_ok()
     })
-    .await
 }
 
 /// Today's containerd, with folders and a socket of its own.
@@ -79,7 +77,7 @@ pub struct Node {
 
 impl Node {
     /// Starts it with `image` for the sandboxes, and nothing in its store.
-    pub async fn start(image: &str) -> Result<Self> {
+    pub fn start(image: &str) -> Result<Self> {
         let restrict = !host::has_cap_sys_resource()?;
         fs::write("/etc/node/config.toml", format!("{NODE}restrict_oom_score_adj = {restrict}\n"))?;
         // With the host's ports, as a kubelet asks for them.
@@ -89,48 +87,48 @@ impl Node {
         fs::write("/etc/node/cni/10-node.conflist", plugins.to_string())?;
         use_image(image)?;
         let command = &["/opt/kubernetes/containerd", "--config", "/etc/node/config.toml"];
-        Ok(Self { daemon: Daemon::start(command, answers).await? })
+        Ok(Self { daemon: Daemon::start(command, answers)? })
     }
 
     /// Restarts it with another image for the sandboxes.
-    async fn change(&mut self, image: &str) -> Result<()> {
+    fn change(&mut self, image: &str) -> Result<()> {
         use_image(image)?;
         // What docs and deploy/ tell people to look at before they do the same.
         let dump = "/opt/kubernetes/containerd --config /etc/node/config.toml config dump";
-        let shown = script(&format!("{dump} 2> /dev/null | grep sandbox"), &[]).await?;
+        let shown = script(&format!("{dump} 2> /dev/null | grep sandbox"), &[])?;
         ensure!(shown.contains(image), "the configuration has {shown}");
-        self.daemon.restart(answers).await
+        self.daemon.restart(answers)
     }
 
     /// Starts a pod and returns its ID; the image is the one of the configuration.
-    async fn pod(&self, name: &str) -> Result<String> {
+    fn pod(&self, name: &str) -> Result<String> {
         let config = file(&sandbox_config(name, json!({})))?;
-        self.crictl(&["runp", &config.path().to_string_lossy()]).await
+        self.crictl(&["runp", &config.path().to_string_lossy()])
     }
 
     /// The same, and its pause has to sleep. The image is checked, too.
-    async fn pod_on(&self, name: &str, image: &str, context: &Context) -> Result<(String, i32)> {
-        let pod = self.pod(name).await?;
-        let shown = self.inspect("inspectp", &pod).await?;
-        same("the image of the pod", &shown["info"]["image"], &json!(image))?;
+    fn pod_on(&self, name: &str, image: &str, run: &Run) -> Result<(String, i32)> {
+        let pod = self.pod(name)?;
+        let shown = self.inspect("inspectp", &pod)?;
+        ensure_eq("the image of the pod", &shown["info"]["image"], &json!(image))?;
         let pid = shown["info"]["pid"].as_i64().context("no pid")? as i32;
-        host::asleep(pid, &context.binary, USER).await?;
+        host::asleep(pid, &run.binary, USER)?;
         Ok((pod, pid))
     }
 
-    async fn crictl(&self, arguments: &[&str]) -> Result<String> {
-        crictl([&["--runtime-endpoint", NODE_SOCKET], arguments].concat()).await
+    fn crictl(&self, arguments: &[&str]) -> Result<String> {
+        crictl([&["--runtime-endpoint", NODE_SOCKET], arguments].concat())
     }
 
-    async fn inspect(&self, verb: &str, name: &str) -> Result<Value> {
-        Ok(serde_json::from_str(&self.crictl(&[verb, "--output=json", name]).await?)?)
+    fn inspect(&self, verb: &str, name: &str) -> Result<Value> {
+        Ok(serde_json::from_str(&self.crictl(&[verb, "--output=json", name])?)?)
     }
 
     /// Removes all pods, stops it, and removes what it has stored.
-    pub async fn end(mut self) -> Result<()> {
-        self.crictl(&["rmp", "--force", "--all"]).await?;
-        self.daemon.stop().await?;
-        script("rm -r /var/lib/node /run/node", &[]).await.map(drop)
+    pub fn end(mut self) -> Result<()> {
+        self.crictl(&["rmp", "--force", "--all"])?;
+        self.daemon.stop()?;
+        script("rm -r /var/lib/node /run/node", &[]).map(drop)
     }
 }
 
@@ -140,8 +138,8 @@ fn use_image(image: &str) -> Result<()> {
     Ok(fs::write("/etc/node/conf.d/20-pause.toml", deployed("containerd-2.toml", image)?)?)
 }
 
-async fn answers() -> bool {
-    is_ready(NODE_SOCKET).await
+fn answers() -> bool {
+    is_ready(NODE_SOCKET)
 }
 
 /// What docs/install.md and README tell people to run, with the names that they have to fill in.
@@ -170,60 +168,60 @@ const UNREACHABLE: [&str; 3] = [
 ];
 
 /// The operator's path: push, first pod, registry down, upgrade, way back.
-pub async fn test(context: &Context) -> Result<()> {
-    let all = images::built(&context.image.all)?;
-    let mut registry = start().await?;
+pub fn test(run: &Run) -> Result<()> {
+    let all = run.candidate.all()?;
+    let mut registry = start()?;
     let example = "registry.example/infra/pause:0.1.0";
     let [old, new] = ["0.1.0", "next"].map(|tag| format!("{ADDRESS}/infra/pause:{tag}"));
 
     let page = fs::read_to_string(project().join("docs/install.md")).unwrap_or_default();
     ensure!(page.contains(PUSH), "docs/install.md does not say {PUSH}");
     let push = PUSH.replace("target/image/pause.tar", &all.display().to_string());
-    script(&push.replace(example, &old), &[]).await?;
+    script(&push.replace(example, &old), &[])?;
     let archive = "tar --extract --to-stdout --file \"$1\" index.json";
-    let index: Value = serde_json::from_str(&script(archive, &[&all.to_string_lossy()]).await?)?;
+    let index: Value = serde_json::from_str(&script(archive, &[&all.to_string_lossy()])?)?;
     let digest = index["manifests"][0]["digest"].as_str().context("the archive has no digest")?;
     let inspect = "skopeo inspect --format '{{.Digest}}' \"docker://$1\"";
-    same("the digest in the registry", script(inspect, &[&old]).await?.as_str(), digest)?;
+    ensure_eq("the digest in the registry", script(inspect, &[&old])?.as_str(), digest)?;
 
-    let mut node = Node::start(&old).await?;
-    let (first, pid) = node.pod_on("first", &old, context).await?;
-    let image = node.inspect("inspecti", &old).await?;
-    same("whether it is pinned", &image["status"]["pinned"], &json!(true))?;
+    let mut node = Node::start(&old)?;
+    let (first, pid) = node.pod_on("first", &old, run)?;
+    let image = node.inspect("inspecti", &old)?;
+    ensure_eq("whether it is pinned", &image["status"]["pinned"], &json!(true))?;
     let whole = format!("{ADDRESS}/infra/pause@{digest}");
-    same("the digest on the node", &image["status"]["repoDigests"], &json!([whole]))?;
+    ensure_eq("the digest on the node", &image["status"]["repoDigests"], &json!([whole]))?;
 
     // The way to the next version and back.
-    script(NEXT, &[&context.image.archive.to_string_lossy(), &new]).await?;
-    node.change(&new).await?;
-    let (second, _) = node.pod_on("second", &new, context).await?;
+    script(NEXT, &[&run.candidate.archive.to_string_lossy(), &new])?;
+    node.change(&new)?;
+    let (second, _) = node.pod_on("second", &new, run)?;
     let listed = "labels.\"org.opencontainers.image.version\"==next";
-    let listed = script(LIST, &[listed]).await?;
-    same("the pods on the next version", listed, second.clone())?;
-    let now = node.inspect("inspectp", &first).await?;
-    same("the process of the old pod", now["info"]["pid"].as_i64(), Some(pid.into()))?;
-    same("the state of the old pod", &now["status"]["state"], &json!("SANDBOX_READY"))?;
-    node.change(&old).await?;
-    node.pod_on("third", &old, context).await?;
-    node.crictl(&["rmp", "--force", &second]).await?;
-    let image = node.inspect("inspecti", &new).await?;
-    same("whether the other one is still pinned", &image["status"]["pinned"], &json!(true))?;
-    node.crictl(&["rmi", &new]).await?;
-    ensure!(node.inspect("inspecti", &new).await.is_err(), "it cannot be removed");
+    let listed = script(LIST, &[listed])?;
+    ensure_eq("the pods on the next version", listed, second.clone())?;
+    let now = node.inspect("inspectp", &first)?;
+    ensure_eq("the process of the old pod", now["info"]["pid"].as_i64(), Some(pid.into()))?;
+    ensure_eq("the state of the old pod", &now["status"]["state"], &json!("SANDBOX_READY"))?;
+    node.change(&old)?;
+    node.pod_on("third", &old, run)?;
+    node.crictl(&["rmp", "--force", &second])?;
+    let image = node.inspect("inspecti", &new)?;
+    ensure_eq("whether the other one is still pinned", &image["status"]["pinned"], &json!(true))?;
+    node.crictl(&["rmi", &new])?;
+    ensure!(node.inspect("inspecti", &new).is_err(), "it cannot be removed");
 
     // A node that has lost the image while nobody serves it.
-    node.crictl(&["rmp", "--force", "--all"]).await?;
-    node.crictl(&["rmi", &old]).await?;
-    registry.stop().await?;
-    let refusal = node.pod("refused").await.err().context("there is a pod without an image")?;
+    node.crictl(&["rmp", "--force", "--all"])?;
+    node.crictl(&["rmi", &old])?;
+    registry.stop()?;
+    let refusal = node.pod("refused").err().context("there is a pod without an image")?;
     let page = fs::read_to_string(project().join("docs/troubleshooting.md"))?;
     for words in UNREACHABLE {
         ensure!(format!("{refusal:#}").contains(words), "another error: {refusal:#}");
         ensure!(page.contains(words), "docs/troubleshooting.md does not quote {words:?}");
     }
-    let mut registry = start().await?;
-    node.pod_on("recovered", &old, context).await?;
+    let mut registry = start()?;
+    node.pod_on("recovered", &old, run)?;
 
-    node.end().await?;
-    registry.stop().await
+    node.end()?;
+    registry.stop()
 }
