@@ -10,12 +10,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-/// What the engines and their scenarios need, in each release.
+/// Packages that the engines and their scenarios need, in each release.
 const PACKAGES: &str = "apparmor buildah busybox-static containerd containernetworking-plugins crun dbus \
-    docker-registry docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx openssl podman runc skopeo \
-    slirp4netns systemd-sysv udev uidmap umoci";
+    docker-registry docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx openssl podman runc \
+    skopeo slirp4netns systemd-sysv udev uidmap umoci";
 
-/// What came with Docker 26 and Podman 5.
+/// Packages that Docker 26 and Podman 5 need besides.
 const NEWER_PACKAGES: &str = "aardvark-dns docker-buildx docker-cli netavark nftables passt";
 
 /// The command line of `cargo xtask engines`.
@@ -33,14 +33,17 @@ pub struct Args {
     /// Write the matrix into docs/engines.md
     #[arg(long)]
     report: bool,
-    /// Run only what has one of these in its name, such as docker::stop
+    /// Run only what has one of these in its name, such as docker::stop (default: all but kubernetes)
     filter: Vec<String>,
 }
 
 /// Builds the image and tries it on the engines. Fails if a scenario does.
 pub fn run(args: &Args) -> Result<()> {
     const REPORT: &str = "/report.md";
-    let release = args.release.name();
+    let document = project().join("docs/engines.md");
+    let section = section(args);
+    let is_there = fs::read_to_string(&document)?.contains(&format!("<!-- {section} -->"));
+    ensure!(!args.report || is_there, "{} has no section <!-- {section} -->", document.display());
     let mut debian = system(args.release)?;
     debian.show.push(kubernetes(args)?);
     let mut command = program(&mut debian)?;
@@ -53,7 +56,7 @@ pub fn run(args: &Args) -> Result<()> {
         add(&["--report", REPORT]);
     }
     if is_emulated {
-        add(&["--slowness", "10", "--pods", "10"]);
+        add(&["--slowness", "10"]);
     }
     command.extend(args.filter.clone());
     let status = match args.vm {
@@ -65,15 +68,20 @@ pub fn run(args: &Args) -> Result<()> {
         let mut commit = Command::new("git");
         commit.args(["show", "--no-patch", "--format=Commit %h of %cs"]);
         let commit = build::stdout_of(&mut commit)?;
-        let vm = if args.vm { " --vm" } else { "" };
-        let section = format!("cargo xtask engines --release {release}{vm} --report");
         let content = format!("{}. {matrix}", commit.trim());
-        let document = project().join("docs/engines.md");
         markdown::update_section(&document, &section, &content)?;
     }
     debian.wipe()?;
     ensure!(status == Some(0), "not every scenario passed");
     Ok(())
+}
+
+/// The command that makes the matrix, which names its section of docs/engines.md. Kubernetes has its own
+/// section, because no other engine may have run in the same system before.
+fn section(args: &Args) -> String {
+    let vm = if args.vm { " --vm" } else { "" };
+    let filter: String = args.filter.iter().map(|it| format!(" {it}")).collect();
+    format!("cargo xtask engines --release {}{vm} --report{filter}", args.release.name())
 }
 
 /// Makes the system of a release, with all engines.
@@ -88,15 +96,10 @@ pub fn program(debian: &mut Debian) -> Result<Vec<String>> {
     let program = build::build_program("engines")?;
 
     let (image, archive) = image::make(&image::Args::default())?;
-    let foreign = if cfg!(target_arch = "aarch64") { "linux/amd64" } else { "linux/arm64" };
     let files = [
         ("--image", Some(archive)),
         ("--binary", Some(build::build(Flavor::Freestanding)?)),
-        ("--foreign", variant("localhost/pause:foreign", foreign)?),
-        (
-            "--all",
-            variant(concat!("registry.example/infra/pause:", env!("CARGO_PKG_VERSION")), "all")?,
-        ),
+        ("--all", image_for_all_platforms()?),
     ];
     debian.add(&program, "/inputs/engines")?;
     let mut command =
@@ -130,18 +133,17 @@ fn kubernetes(args: &Args) -> Result<(PathBuf, &'static str)> {
     Ok((folder, "/opt/kubernetes"))
 }
 
-/// Makes an image called `reference` for other platforms than this machine's, and returns where it is.
-/// None if there is no `core` to build it with.
-fn variant(reference: &str, platforms: &str) -> Result<Option<PathBuf>> {
-    let output = project().join(format!("target/image/{}.tar", platforms.replace('/', "-")));
-    let is_meant = |name: &str| platforms == "all" || name.starts_with(platforms);
-    let mut targets = TARGETS.iter().filter(|target| is_meant(target.platform));
-    if !targets.all(|target| target.is_native() || build::find_core(target.triple).is_ok()) {
+/// Makes the image for all platforms, and returns where it is. None if there is no `core` to build
+/// it with.
+fn image_for_all_platforms() -> Result<Option<PathBuf>> {
+    let output = project().join("target/image/all.tar");
+    let has_core = |triple| build::find_core(triple).is_ok();
+    if !TARGETS.iter().all(|target| target.is_native() || has_core(target.triple)) {
         return Ok(None);
     }
     let recipe = Recipe {
-        tag: Some(reference.to_owned()),
-        selection: Selection { platform: vec![platforms.to_owned()] },
+        tag: Some(concat!("registry.example/infra/pause:", env!("CARGO_PKG_VERSION")).to_owned()),
+        selection: Selection { platform: vec!["all".to_owned()] },
         ..Recipe::default()
     };
     image::make(&image::Args { recipe, output: Some(output.clone()), ..Default::default() })?;

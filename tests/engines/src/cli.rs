@@ -3,19 +3,20 @@
 
 use crate::containerd::deployed;
 use crate::daemon::Daemon;
-use crate::engine::{Column, Engine, Lacks, Name, Pod, Sandbox, Skip, Spec};
-use crate::host::{self, same};
-use crate::images::{self, Image};
-use crate::scenario::{Context, Scenario};
-use crate::wait::{end, script, success, until};
-use anyhow::{Context as _, Result, ensure};
+use crate::engine::{Driver, Engine, Lacks, PidNamespace, Pod, PodDriver, Skip, Spec};
+use crate::host;
+use crate::images::{self, Candidate};
+use crate::scenario::{Run, Scenario};
+use crate::wait::{ensure_eq, output, script, success, until};
+use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use tokio::process::Command;
+use std::process::Command;
 
 /// The words before each command of Podman's, as root and as an ordinary user.
 const PODMAN: &str = "env PODMAN_IGNORE_CGROUPSV1_WARNING=1 podman";
@@ -50,17 +51,20 @@ const PREPARE_USER: &str = r#"
 /// How containers are started: from what is there, and left running.
 const RUN: [&str; 3] = ["run", "--detach", "--pull=never"];
 
-/// A user and a group whose IDs stand for those in Docker's containers.
-const REMAPPED: &str = "daemon";
+/// Removes Docker's containers.
+const REMOVE: &str =
+    "docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes";
 
-/// Removes Docker's containers that the arguments select.
-const REMOVE: &str = r#"
-    docker ps --all --quiet "$@" | xargs --no-run-if-empty docker rm --force --volumes
-"#;
+/// Where the drop-in in `deploy/` goes.
+const DROP_IN: &str = "/etc/containers/containers.conf.d/pause.conf";
+
+/// The file that docs/embedding.md names for a host without an image, and its setting.
+const HOST_FILE: &str = "/usr/local/libexec/pause";
+const INIT_PATH: &str = "init_path = \"/usr/local/libexec/pause\"";
 
 /// Docker or Podman. An ordinary user's Podman has a user namespace that all of its pods share.
 pub struct Cli {
-    name: Name,
+    engine: Engine,
     /// The words before each command.
     program: &'static str,
     /// Docker's.
@@ -68,200 +72,128 @@ pub struct Cli {
     reference: String,
 }
 
-impl Column for Cli {
-    async fn start(name: Name, image: &Image) -> Result<Self> {
-        let reference = image.reference.clone();
-        if name == Name::Docker {
-            configure_docker(false)?;
-            let daemon = Some(Daemon::start(&["dockerd"], answers).await?);
-            return Ok(Self { name, program: "docker", daemon, reference });
+impl Driver for Cli {
+    fn start(engine: Engine, candidate: &Candidate) -> Result<Self> {
+        let reference = candidate.reference.clone();
+        if engine == Engine::Docker {
+            configure_docker()?;
+            let daemon = Some(Daemon::start(&["dockerd"], answers)?);
+            return Ok(Self { engine, program: "docker", daemon, reference });
         }
-        let (program, prepare) = match name {
-            Name::PodmanRootless => (PODMAN_AS_USER, PREPARE_USER),
+        let (program, prepare) = match engine {
+            Engine::PodmanRootless => (PODMAN_AS_USER, PREPARE_USER),
             _ => (PODMAN, PREPARE_ROOT),
         };
         let tun = File::open("/dev/net/tun");
-        ensure!(name == Name::Podman || tun.is_ok(), Skip("there is no /dev/net/tun"));
+        ensure!(engine == Engine::Podman || tun.is_ok(), Skip("there is no /dev/net/tun"));
         configure_podman(&reference)?;
-        script(prepare, &[program]).await?;
-        Ok(Self { name, program, daemon: None, reference })
+        script(prepare, &[program])?;
+        Ok(Self { engine, program, daemon: None, reference })
     }
 
-    async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
-        scenario.test(self.name, self, context).await
+    fn version(&self, engine: Engine) -> Result<String> {
+        let version = engine.version()?;
+        if self.is_docker() {
+            return Ok(version);
+        }
+        let runtime = self.call(["info", "--format={{.Host.OCIRuntime.Name}}"])?;
+        Ok(format!("{version} ({runtime})"))
     }
 
-    async fn list(&self) -> Result<HashSet<String>> {
+    fn test(&mut self, scenario: Scenario, run: &Run) -> Result<()> {
+        match scenario {
+            Scenario::Build => return self.build(run),
+            Scenario::HostFile => use_host_file(&self.engine.version()?, &run.binary)?,
+            _ => {}
+        }
+        let result = scenario.test(self.engine, self, run);
+        if scenario == Scenario::HostFile {
+            configure_podman(&self.reference)?;
+        }
+        result
+    }
+
+    fn list(&self) -> Result<HashSet<String>> {
         let mut found = HashSet::new();
         let lists = [["ps", "--all"], ["volume", "ls"], ["pod", "ls"]];
         for list in lists.iter().take(if self.is_docker() { 2 } else { 3 }) {
-            let list = self.call(list.iter().copied().chain(["--quiet"])).await?;
+            let list = self.call(list.iter().copied().chain(["--quiet"]))?;
             found.extend(list.lines().map(|id| format!("container, volume or pod {id}")));
         }
         Ok(found)
     }
 
-    async fn remove_all(&self) -> Result<()> {
+    fn remove_all(&self) -> Result<()> {
         match self.is_docker() {
-            true => script(REMOVE, &[]).await,
-            false => self.call(["pod", "rm", "--all", "--force", "--time=0"]).await,
+            true => script(REMOVE, &[]),
+            false => self.call(["pod", "rm", "--all", "--force", "--time=0"]),
         }
         .map(drop)
     }
 
-    async fn end(self) -> Result<()> {
+    fn end(self) -> Result<()> {
         if let Some(mut daemon) = self.daemon {
-            return daemon.stop().await;
+            return daemon.stop();
         }
-        // An ordinary user's namespaces have a process that keeps them: this tells it to end.
-        self.call(["system", "migrate"]).await?;
-        if self.name == Name::PodmanRootless {
-            script("ip link delete outside", &[]).await?;
+        // A process keeps the namespaces of an ordinary user. This command ends it.
+        self.call(["system", "migrate"])?;
+        if self.engine == Engine::PodmanRootless {
+            script("ip link delete outside", &[])?;
         }
         Ok(())
     }
 }
 
-impl Engine for Cli {
-    async fn restart_daemon(&mut self) -> Result<()> {
-        self.daemon.as_mut().ok_or(Lacks("it has no daemon"))?.restart(answers).await
+impl PodDriver for Cli {
+    fn restart_daemon(&mut self) -> Result<()> {
+        self.daemon.as_mut().ok_or(Lacks("it has no daemon"))?.restart(answers)
     }
 
-    async fn load(&self, archive: &Path) -> Result<()> {
-        success(self.client().args(["load", "--quiet", "--input"]).arg(archive)).await.map(drop)
+    fn load(&self, archive: &Path) -> Result<()> {
+        success(self.client().args(["load", "--quiet", "--input"]).arg(archive)).map(drop)
     }
 
-    async fn shows(&self, tried: &Image) -> Result<()> {
-        let image = self.inspect(&tried.reference).await?;
-        let size = image["Size"].as_u64().context("the image has no size")?;
-        // Podman counts what it was given: the layer before compression, manifest and configuration.
-        let most = match self.is_docker() {
-            true => tried.binary()?.len() as u64,
-            false => fs::metadata(&tried.archive)?.len(),
-        };
-        ensure!(size <= most, "the image has {size} bytes, where at most {most} were expected");
-        runs_pause(&image)
+    fn check_image(&self, reference: &str) -> Result<()> {
+        runs_pause(&self.inspect(reference)?)
     }
 
-    async fn build(&self) -> Result<Vec<(&'static str, Vec<u8>)>> {
-        ensure!(self.name != Name::PodmanRootless, Lacks("root's buildah builds the same"));
-        let toolchain = images::toolchain().await?;
-        let changes = images::BUILD_ENVIRONMENT.iter().flat_map(|change| ["--change", change]);
-        let import = ["import"].into_iter().chain(changes);
-        self.call(import.chain([toolchain, "localhost/toolchain"])).await?;
-
-        let builders: &[(_, &[&str])] = match self.name {
-            Name::Docker => &[
-                ("the classic builder", &["env", "DOCKER_BUILDKIT=0", "docker", "build"]),
-                ("BuildKit", &["env", "DOCKER_BUILDKIT=1", "docker", "build"]),
-            ],
-            _ => &[("buildah", &["buildah", "build", "--isolation=chroot", "--pull-never"])],
-        };
-        let mut built = Vec::new();
-        for (builder, words) in builders {
-            if *builder == "BuildKit" && self.call(["buildx", "version"]).await.is_err() {
-                continue;
-            }
-            let mut build = Command::new(words[0]);
-            build.args(&words[1..]);
-            build.args(["--build-arg=RUST_IMAGE=localhost/toolchain", "--tag=localhost/built"]);
-            success(build.arg(project())).await.context(*builder)?;
-            runs_pause(&self.inspect("localhost/built").await?)?;
-            self.call(["create", "--name=built", "localhost/built"]).await?;
-            self.call(["cp", "built:/pause", "/var/tmp/built"]).await?;
-            self.call(["rm", "built"]).await?;
-            built.push((*builder, fs::read("/var/tmp/built")?));
-        }
-        Ok(built)
-    }
-
-    async fn start_pod(&self, name: &str, sandbox: Sandbox) -> Result<Pod> {
+    fn start_pod(&self, name: &str, pid_namespace: PidNamespace) -> Result<Pod> {
         let pause = if self.is_docker() { name.to_owned() } else { format!("{name}-infra") };
         let mut start = self.client();
         if self.is_docker() {
             start.args(RUN).args(["--name", name, "--ipc=shareable"]);
-            start.arg(format!("--label=pod={name}"));
         } else {
             start.args(["pod", "create", "--name", name, "--infra-name", &pause]);
             start.arg("--share=pid,ipc,net,uts");
         }
-        if self.name == Name::PodmanRootless {
-            // By default each pod has a network of its own, and cannot be reached in it.
-            start.arg("--network=podman");
-        }
-        if sandbox == Sandbox::HostPid {
+        if pid_namespace == PidNamespace::Host {
             start.arg("--pid=host");
         }
         if self.is_docker() {
             start.arg(&self.reference);
         }
-        success(&mut start).await?;
-        let pod = Pod { name: name.to_owned(), pause };
-        if self.is_docker() { Ok(pod) } else { self.restart_pod(pod).await }
-    }
-
-    async fn remap(&mut self, on: bool) -> Result<()> {
-        // Podman 4.3 cannot always remove root's that are: now and then a mount or the network
-        // namespace of one stays behind. An ordinary user's are remapped as it is.
-        let reason = "podman-rootless has it; root's Podman does not clean up after it reliably";
-        ensure!(self.name != Name::Podman, Lacks(reason));
-        if self.is_docker() {
-            // It is the daemon that remaps users, for all containers.
-            for file in ["/etc/subuid", "/etc/subgid"] {
-                fs::write(file, format!("{REMAPPED}:100000:65536\n"))?;
-            }
-            configure_docker(on)?;
-            self.restart_daemon().await?;
+        success(&mut start)?;
+        if !self.is_docker() {
+            self.call(["pod", "start", name])?;
         }
-        Ok(())
+        Ok(Pod { name: name.to_owned(), pause })
     }
 
-    async fn is_up(&self, pod: &Pod) -> Result<bool> {
-        Ok(self.inspect(&pod.pause).await?["State"]["Running"] == true)
+    fn stop_pod(&self, pod: &Pod) -> Result<()> {
+        let kind = if self.is_docker() { "container" } else { "pod" };
+        self.call([kind, "stop", &pod.name]).map(drop)
     }
 
-    fn on_host(&self, program: &str) -> Command {
-        if self.name != Name::PodmanRootless {
-            return Command::new(program);
-        }
-        let mut client = self.client();
-        client.args(["unshare", "--rootless-netns", program]);
-        client
+    fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
+        self.call(["kill", "--signal", signal.as_str(), &pod.pause]).map(drop)
     }
 
-    async fn stop_pod(&self, pod: &Pod) -> Result<()> {
-        self.call_pod("stop", pod).await
-    }
-
-    async fn signal_pod(&self, pod: &Pod, signal: Signal) -> Result<()> {
-        self.call(["kill", "--signal", signal.as_str(), &pod.pause]).await.map(drop)
-    }
-
-    async fn on_terminal(&self) -> Result<String> {
-        let run = "run --rm --interactive --tty --network=none";
-        Ok(format!("{} {run} {}", self.program, self.reference))
-    }
-
-    async fn restart_pod(&self, pod: Pod) -> Result<Pod> {
-        self.call_pod("start", &pod).await?;
-        Ok(pod)
-    }
-
-    async fn remove_pod(&self, pod: Pod) -> Result<()> {
-        match self.is_docker() {
-            true => script(REMOVE, &[&format!("--filter=label=pod={}", pod.name)]).await,
-            false => self.call(["pod", "rm", "--force", "--time=0", &pod.name]).await,
-        }
-        .map(drop)
-    }
-
-    async fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<String> {
+    fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<String> {
         let mut run = self.client();
         run.args(RUN).args(["--name", &format!("{}-{name}", pod.name)]);
         if self.is_docker() {
             let sandbox = format!("container:{}", pod.pause);
             run.args(["--network", &sandbox, "--ipc", &sandbox]);
-            run.arg(format!("--label=pod={}", pod.name));
             if spec.shares_pid {
                 run.args(["--pid", &sandbox]);
             }
@@ -274,60 +206,46 @@ impl Engine for Cli {
         if let Some(user) = spec.user {
             run.arg(format!("--user={user}:{user}"));
         }
-        if let Some((folder, place)) = spec.volume {
-            run.arg(format!("--volume={}:{place}", folder.display()));
-        }
         if spec.hardened {
             run.args(["--read-only", "--cap-drop=ALL", "--security-opt=no-new-privileges"]);
-            if let Ok(memory) = self.name.facts().least_memory {
-                run.arg("--pids-limit=1");
-                run.args(["--memory", "--memory-swap"].map(|option| format!("{option}={memory}")));
-            }
         }
-        success(run.arg(spec.image).args(spec.arguments)).await
+        run.args(spec.options);
+        success(run.arg(spec.image).args(spec.arguments))
     }
 
-    async fn pid(&self, container: &str) -> Result<i32> {
-        let state = &self.inspect(container).await?["State"];
+    fn pid(&self, container: &str) -> Result<i32> {
+        let state = &self.inspect(container)?["State"];
         let pid = state["Pid"].as_i64().filter(|pid| *pid > 0);
         Ok(pid.with_context(|| format!("it does not run: {state}"))? as i32)
     }
 
-    async fn exec(&self, container: &str, command: &[&str]) -> Result<String> {
-        self.call(["exec", container].iter().chain(command).copied()).await
+    fn shell(&self, container: &str, script: &str) -> Result<String> {
+        self.call(["exec", container, "sh", "-c", script])
     }
 
-    async fn log(&self, container: &str) -> Result<[String; 2]> {
-        let output = end(self.client().args(["logs", container])).await?;
+    fn log(&self, container: &str) -> Result<[String; 2]> {
+        let output = output(self.client().args(["logs", container]))?;
         ensure!(output.status.success(), "no log of {container}: {}", output.status);
         Ok([String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?])
     }
 
-    async fn stop(&self, container: &str) -> Result<()> {
-        self.call(["stop", container]).await.map(drop)
+    fn stop(&self, container: &str) -> Result<()> {
+        self.call(["stop", container]).map(drop)
     }
 
-    async fn exit_code(&self, container: &str) -> Result<i64> {
+    fn exit_code(&self, container: &str) -> Result<i64> {
         // Not by `wait`, which takes 20 seconds longer for an ordinary user's Podman.
-        until(&format!("{container} has ended"), async || {
-            let state = &self.inspect(container).await?["State"];
-            if !matches!(state["Status"].as_str(), Some("exited" | "stopped")) {
-                return Ok(None);
-            }
-            same("whether memory ran out", state["OOMKilled"].as_bool(), Some(false))?;
-            Ok(state["ExitCode"].as_i64())
+        until(&format!("{container} has ended"), || {
+            let state = &self.inspect(container)?["State"];
+            let has_ended = matches!(state["Status"].as_str(), Some("exited" | "stopped"));
+            Ok(state["ExitCode"].as_i64().filter(|_| has_ended))
         })
-        .await
-    }
-
-    async fn restart(&self, _: &Pod, container: &str, _: Spec<'_>) -> Result<String> {
-        self.call(["start", container]).await
     }
 }
 
 impl Cli {
     fn is_docker(&self) -> bool {
-        self.name == Name::Docker
+        self.engine == Engine::Docker
     }
 
     fn client(&self) -> Command {
@@ -337,19 +255,35 @@ impl Cli {
         client
     }
 
-    async fn call<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
-        success(self.client().args(arguments)).await
+    fn call<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+        success(self.client().args(arguments))
     }
 
-    /// Does something with a whole pod, which is one container for Docker.
-    async fn call_pod(&self, verb: &str, pod: &Pod) -> Result<()> {
-        let kind = if self.is_docker() { "container" } else { "pod" };
-        self.call([kind, verb, &pod.name]).await.map(drop)
+    /// Checks that the Dockerfile builds the same program as cargo, in an image made from this machine.
+    fn build(&self, run: &Run) -> Result<()> {
+        let toolchain = images::toolchain()?;
+        let changes = images::BUILD_ENVIRONMENT.iter().flat_map(|change| ["--change", change]);
+        let import = ["import"].into_iter().chain(changes);
+        self.call(import.chain([toolchain, "localhost/toolchain"]))?;
+
+        let mut build = if self.is_docker() { self.client() } else { Command::new("buildah") };
+        build.arg("build");
+        if !self.is_docker() {
+            build.args(["--isolation=chroot", "--pull-never"]);
+        }
+        build.args(["--build-arg=RUST_IMAGE=localhost/toolchain", "--tag=localhost/built"]);
+        success(build.arg(project()))?;
+        runs_pause(&self.inspect("localhost/built")?)?;
+        self.call(["create", "--name=built", "localhost/built"])?;
+        self.call(["cp", "built:/pause", "/var/tmp/built"])?;
+        self.call(["rm", "built"])?;
+        ensure!(fs::read("/var/tmp/built")? == run.binary, "it builds another program than cargo");
+        Ok(())
     }
 
     /// What the engine knows of an image or a container.
-    async fn inspect(&self, name: &str) -> Result<Value> {
-        let mut found: Value = serde_json::from_str(&self.call(["inspect", name]).await?)?;
+    fn inspect(&self, name: &str) -> Result<Value> {
+        let mut found: Value = serde_json::from_str(&self.call(["inspect", name])?)?;
         Ok(found[0].take())
     }
 }
@@ -357,28 +291,24 @@ impl Cli {
 /// The image runs `/pause` as the user 65535, and no command besides.
 fn runs_pause(image: &Value) -> Result<()> {
     let config = &image["Config"];
-    same("the user", &config["User"], &json!("65535:65535"))?;
-    same("the entrypoint", &config["Entrypoint"], &json!(["/pause"]))?;
+    ensure_eq("the user", &config["User"], &json!("65535:65535"))?;
+    ensure_eq("the entrypoint", &config["Entrypoint"], &json!(["/pause"]))?;
     // What is not set is null, or is not there.
-    same("the command", &config["Cmd"], &Value::Null)
+    ensure_eq("the command", &config["Cmd"], &Value::Null)
 }
 
-/// Whether Docker's daemon does.
-async fn answers() -> bool {
-    success(Command::new("docker").arg("version")).await.is_ok()
+/// Whether Docker's daemon answers.
+fn answers() -> bool {
+    success(Command::new("docker").arg("version")).is_ok()
 }
 
 /// Writes the configuration of Docker's daemon.
-fn configure_docker(remaps: bool) -> Result<()> {
+fn configure_docker() -> Result<()> {
     let settings = json!({
         // Without systemd, which would have to be asked for control groups.
         "exec-opts": ["native.cgroupdriver=cgroupfs"],
         // Containers outlive the daemon, until it comes back.
         "live-restore": true,
-        // Docker's own store, which counts an image's files. containerd's, the default from
-        // version 29 on, counts what it keeps besides.
-        "features": { "containerd-snapshotter": false },
-        "userns-remap": if remaps { REMAPPED } else { "" },
     });
     fs::create_dir_all("/etc/docker")?;
     Ok(fs::write("/etc/docker/daemon.json", settings.to_string())?)
@@ -388,7 +318,7 @@ fn configure_docker(remaps: bool) -> Result<()> {
 fn configure_podman(image: &str) -> Result<()> {
     let folder = Path::new("/etc/containers/containers.conf.d");
     fs::create_dir_all(folder)?;
-    fs::write(folder.join("pause.conf"), deployed("podman-containers.conf", image)?)?;
+    fs::write(DROP_IN, deployed("podman-containers.conf", image)?)?;
     // Where there is no systemd, Podman cannot ask it for control groups and for the log.
     let manager = if Path::new("/run/systemd/system").exists() { "systemd" } else { "cgroupfs" };
     let engine = format!("[engine]\ncgroup_manager = '{manager}'\nevents_logger = 'file'\n");
@@ -398,4 +328,17 @@ fn configure_podman(image: &str) -> Result<()> {
         config += "default_ulimits = ['nofile=1024:1024', 'nproc=4096:4096']\n";
     }
     Ok(fs::write(folder.join("engines.conf"), config)?)
+}
+
+/// Writes the configuration of docs/embedding.md, and the file that it names.
+fn use_host_file(version: &str, binary: &[u8]) -> Result<()> {
+    let version: Vec<u32> = version.split('.').filter_map(|it| it.parse().ok()).collect();
+    let reason = "before version 5.5, Podman builds an image around catatonit for such pods";
+    ensure!(version >= vec![5, 5], Lacks(reason));
+    let page = fs::read_to_string(project().join("docs/embedding.md"))?;
+    ensure!(page.contains(INIT_PATH), "docs/embedding.md does not say {INIT_PATH}");
+    fs::create_dir_all("/usr/local/libexec")?;
+    fs::write(HOST_FILE, binary)?;
+    fs::set_permissions(HOST_FILE, Permissions::from_mode(0o755))?;
+    Ok(fs::write(DROP_IN, format!("[containers]\n{INIT_PATH}\n"))?)
 }

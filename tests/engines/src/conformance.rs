@@ -2,20 +2,17 @@
 //! upstream's: both have to give the same results.
 
 use crate::registry::{self, HOST, NODE_SOCKET, Node};
-use crate::scenario::Context;
-use crate::wait::{limit, script};
-use anyhow::{Context as _, Result, ensure};
+use crate::scenario::Run;
+use crate::wait::{output_within, script};
+use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::process::Stdio;
-use tokio::process::Command;
-use tokio::time::timeout;
+use std::fs;
+use std::process::Command;
 
-/// Where critest writes its results, and what it says.
+/// Where critest writes its results.
 const REPORT: &str = "/var/tmp/critest.json";
-const LOG: &str = "/var/log/critest.log";
 
 /// What cannot pass without the images that critest is made for: the digest is that of one of them, and
 /// busybox runs `ls` without looking at the file that is to be masked.
@@ -45,50 +42,41 @@ const UNMOUNT: &str = "! mountpoint -q $1 || { umount $1; rmdir $1; }";
 const LEAST: usize = 100;
 
 /// Runs critest with both images.
-pub async fn test(context: &Context) -> Result<()> {
-    let mut registry = registry::start().await?;
-    crate::images::helpers().await?;
+pub fn test(run: &Run) -> Result<()> {
+    let mut registry = registry::start()?;
+    crate::images::helpers()?;
     let images = project().join("tests/engines/conformance-images.sh").display().to_string();
-    script("sh \"$1\" /opt/kubernetes/pause.c \"$2\"", &[&images, HOST]).await?;
+    script("sh \"$1\" /opt/kubernetes/pause.c \"$2\"", &[&images, HOST])?;
     let [ours, upstream] = ["infra/pause:tried", "upstream/pause:latest"];
-    let (archive, ours) = (context.image.archive.display().to_string(), format!("{HOST}/{ours}"));
-    script("skopeo copy --quiet \"oci-archive:$1\" \"docker://$2\"", &[&archive, &ours]).await?;
+    let (archive, ours) = (run.candidate.archive.display().to_string(), format!("{HOST}/{ours}"));
+    script("skopeo copy --quiet \"oci-archive:$1\" \"docker://$2\"", &[&archive, &ours])?;
 
-    script(MOUNT, &[]).await?;
-    let expected = critest(&format!("{HOST}/{upstream}")).await.context("upstream's pause")?;
-    let results = critest(&ours).await?;
+    script(MOUNT, &[])?;
+    let expected = critest(&format!("{HOST}/{upstream}")).context("upstream's pause")?;
+    let results = critest(&ours)?;
     for (name, result) in &results {
         let theirs = expected.get(name);
         ensure!(theirs == Some(result), "{name}: {result}, and with upstream's pause {theirs:?}");
     }
     let passed = results.values().filter(|result| *result == "passed").count();
     ensure!(results.len() == expected.len() && passed >= LEAST, "only {passed} tests have passed");
-    context.leaves_out(&format!(
-        "{} of {} tests of critest",
-        results.len() - passed,
-        results.len()
-    ));
-    script(UNMOUNT, &["/sys/fs/cgroup/systemd"]).await?;
-    registry.stop().await
+    run.leaves_out(&format!("{} of {} tests of critest", results.len() - passed, results.len()));
+    script(UNMOUNT, &["/sys/fs/cgroup/systemd"])?;
+    registry.stop()
 }
 
 /// Runs critest on a node with `image` for the sandboxes, and returns the result of each test: `passed`,
 /// or `skipped` with the reason. Any other result is an error.
-async fn critest(image: &str) -> Result<BTreeMap<String, String>> {
-    let node = Node::start(image).await?;
+fn critest(image: &str) -> Result<BTreeMap<String, String>> {
+    let node = Node::start(image)?;
     let _ = fs::remove_file(REPORT);
-    let log = File::create(LOG)?;
     let mut critest = Command::new("/opt/kubernetes/critest");
     critest.args(["--runtime-endpoint", NODE_SOCKET, "--ginkgo.no-color", "--ginkgo.seed=1"]);
     critest.arg(format!("--ginkgo.json-report={REPORT}")).arg(format!("--ginkgo.skip={LEFT_OUT}"));
-    critest.current_dir("/var/tmp").env("TMPDIR", "/var/tmp").kill_on_drop(true);
-    critest.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    let run = timeout(limit(1200), critest.spawn().context("cannot run critest")?.wait()).await;
-    let status = run.context("critest hangs")??;
-    let report = fs::read_to_string(REPORT).with_context(|| {
-        format!("critest: {status}\n{}", fs::read_to_string(LOG).unwrap_or_default())
-    })?;
-    node.end().await?;
+    critest.current_dir("/var/tmp").env("TMPDIR", "/var/tmp");
+    let output = output_within(1200, &mut critest)?;
+    let report = fs::read_to_string(REPORT).with_context(|| format!("critest: {output:?}"))?;
+    node.end()?;
 
     let report: Value = serde_json::from_str(&report)?;
     let specs = report[0]["SpecReports"].as_array().context("the report has no tests")?;

@@ -5,53 +5,54 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs::{self, File};
-use std::process::Stdio;
-use tokio::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 
-/// A daemon that runs. Dropping it ends it.
+/// A daemon that runs. Dropping it kills it.
 pub struct Daemon {
     command: Vec<&'static str>,
     process: Child,
 }
 
 impl Daemon {
-    /// Starts it and waits until `ready` finds it ready. The error has its log.
-    pub async fn start(
-        command: &[&'static str],
-        mut ready: impl AsyncFnMut() -> bool,
-    ) -> Result<Self> {
+    /// Starts it and waits until `is_ready` returns true. The error has its log.
+    pub fn start(command: &[&'static str], is_ready: impl Fn() -> bool) -> Result<Self> {
         let name = command[0].rsplit('/').next().unwrap_or_default();
         let log = format!("/var/log/{name}.log");
         let output = File::options().create(true).append(true).open(&log)?;
         let mut daemon = Command::new(command[0]);
-        daemon.args(&command[1..]).kill_on_drop(true).stdin(Stdio::null());
+        daemon.args(&command[1..]).stdin(Stdio::null());
         daemon.stdout(output.try_clone()?).stderr(output);
-        let mut process = daemon.spawn().with_context(|| format!("cannot run {name}"))?;
-        let state = format!("{name} answers");
-        let answers = until(&state, async || {
-            if let Some(status) = process.try_wait()? {
+        let process = daemon.spawn().with_context(|| format!("cannot run {name}"))?;
+        let mut daemon = Self { command: command.to_vec(), process };
+        let answers = until(&format!("{name} answers"), || {
+            if let Some(status) = daemon.process.try_wait()? {
                 bail!("{name} ended: {status}");
             }
-            Ok(ready().await.then_some(()))
+            Ok(is_ready().then_some(()))
         });
-        answers.await.with_context(|| {
-            format!("{log} is\n{}", fs::read_to_string(&log).unwrap_or_default())
-        })?;
-        Ok(Self { command: command.to_vec(), process })
+        let read = || fs::read_to_string(&log).unwrap_or_default();
+        answers.with_context(|| format!("{log} is\n{}", read()))?;
+        Ok(daemon)
     }
 
     /// Stops it, but nothing that it runs, and starts it again.
-    pub async fn restart(&mut self, ready: impl AsyncFnMut() -> bool) -> Result<()> {
-        self.stop().await?;
-        *self = Self::start(&self.command, ready).await?;
+    pub fn restart(&mut self, is_ready: impl Fn() -> bool) -> Result<()> {
+        self.stop()?;
+        *self = Self::start(&self.command, is_ready)?;
         Ok(())
     }
 
-    /// Asks it to stop, and waits until it has.
-    pub async fn stop(&mut self) -> Result<()> {
-        let pid = self.process.id().context("it has ended")?;
-        kill(Pid::from_raw(pid as i32), Signal::SIGTERM)?;
-        let ended = async || Ok(self.process.try_wait()?);
-        until(&format!("{} has stopped", self.command[0]), ended).await.map(drop)
+    /// Sends it SIGTERM, and waits until it has ended.
+    pub fn stop(&mut self) -> Result<()> {
+        kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM)?;
+        let has_ended = || Ok(self.process.try_wait()?);
+        until(&format!("{} has stopped", self.command[0]), has_ended).map(drop)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It has mostly ended by then.
+        let _ = self.process.kill();
     }
 }

@@ -2,18 +2,17 @@
 //! node, to the next version and back.
 
 use crate::containerd::{crictl, exit_code};
-use crate::host::same;
 use crate::images::{self, ALL as IMAGE, BUSYBOX};
 use crate::kubernetes::{Sandbox, kubectl, load, ready, sandbox};
 use crate::registry;
-use crate::scenario::Context;
-use crate::wait::{script, success, until};
-use anyhow::{Context as _, Result, bail, ensure};
+use crate::scenario::Run;
+use crate::wait::{ensure_eq, script, success, until};
+use anyhow::{Context, Result, bail, ensure};
 use harness::build::project;
 use harness::sandbox::USER;
 use serde_json::{Value, json};
 use std::fs;
-use tokio::process::Command;
+use std::process::Command;
 
 /// What the commands find: the programs, an administrator's rights, and the archive $1 where
 /// `cargo xtask image` leaves it. (`cargo xtask engines` has made it by the same command.)
@@ -63,7 +62,7 @@ struct Block {
 }
 
 impl Page {
-    fn read(name: &'static str, context: &Context) -> Result<Self> {
+    fn read(name: &'static str, run: &Run) -> Result<Self> {
         let text = fs::read_to_string(project().join(name))?;
         let (mut section, mut before, mut is_fenced) = ("", "", false);
         let mut blocks = Vec::new();
@@ -78,16 +77,16 @@ impl Page {
             is_fenced ^= chunk.matches("```").count() % 2 == 1;
             before = chunk;
         }
-        let archive = images::built(&context.image.all)?.display().to_string();
+        let archive = run.candidate.all()?.display().to_string();
         Ok(Self { name, text, blocks, archive })
     }
 
     /// Runs the next block of a section, with `values` in the place of the words that a reader fills in,
     /// and returns what it prints.
-    async fn run(&mut self, section: &str, values: &[(&str, &str)]) -> Result<String> {
-        let mut next = self.blocks.iter_mut();
-        let next = next.find(|it| it.section == section && !it.is_marked && !it.has_run);
-        let block = next.with_context(|| format!("{}, {section}: no further block", self.name))?;
+    fn next(&mut self, section: &str, values: &[(&str, &str)]) -> Result<String> {
+        let mut blocks = self.blocks.iter_mut();
+        let block = blocks.find(|it| it.section == section && !it.is_marked && !it.has_run);
+        let block = block.with_context(|| format!("{}, {section}: no further block", self.name))?;
         block.has_run = true;
         let mut commands = block.commands.clone();
         for (word, value) in values {
@@ -96,7 +95,7 @@ impl Page {
         }
         let job = format!("set -o pipefail\n{SURROUNDINGS}\n{commands}");
         let mut bash = Command::new("bash");
-        let output = success(bash.args(["-euc", &job, "bash", &self.archive])).await;
+        let output = success(bash.args(["-euc", &job, "bash", &self.archive]));
         output.with_context(|| format!("{}, {section}", self.name))
     }
 
@@ -118,16 +117,16 @@ impl Page {
 }
 
 /// A pod on the node, whose only container sleeps.
-async fn start(pod: &str) -> Result<()> {
-    kubectl(&["run", pod, "--image=busybox:stable", "--", "sleep", "infinity"]).await.map(drop)
+fn start(pod: &str) -> Result<()> {
+    kubectl(&["run", pod, "--image=busybox:stable", "--", "sleep", "infinity"]).map(drop)
 }
 
 /// Waits until a pod is ready, and checks that its sandbox is on `image`.
-async fn runs_on(pod: &str, image: &str, context: &Context) -> Result<Sandbox> {
-    ready(pod).await?;
-    let sandbox = sandbox(pod, context, USER).await?;
-    let shown: Value = serde_json::from_str(&crictl(["inspectp", &sandbox.id]).await?)?;
-    same("the image of the sandbox", &shown["info"]["image"], &json!(image))?;
+fn runs_on(pod: &str, image: &str, run: &Run) -> Result<Sandbox> {
+    ready(pod)?;
+    let sandbox = sandbox(pod, run, USER)?;
+    let shown: Value = serde_json::from_str(&crictl(["inspectp", &sandbox.id])?)?;
+    ensure_eq("the image of the sandbox", &shown["info"]["image"], &json!(image))?;
     Ok(sandbox)
 }
 
@@ -140,100 +139,99 @@ fn has(text: &str, words: &[&str]) -> Result<()> {
 }
 
 /// The operator's path on a node of Kubernetes.
-pub async fn install(context: &Context) -> Result<()> {
-    let mut readme = Page::read("README.md", context)?;
-    let mut install = Page::read("docs/install.md", context)?;
-    let mut troubleshooting = Page::read("docs/troubleshooting.md", context)?;
-    let mut registry = registry::start().await?;
+pub fn install(run: &Run) -> Result<()> {
+    let mut readme = Page::read("README.md", run)?;
+    let mut install = Page::read("docs/install.md", run)?;
+    let mut troubleshooting = Page::read("docs/troubleshooting.md", run)?;
+    let mut registry = registry::start()?;
     let next = IMAGE.replace(env!("CARGO_PKG_VERSION"), "next");
 
     // The README's commands, and the same ones with what the page tells beside them.
     let cluster = "Use it in a cluster";
-    readme.run(cluster, &[]).await?;
+    readme.next(cluster, &[])?;
     let archive = "tar --extract --to-stdout --file \"$1\" index.json";
-    let index: Value = serde_json::from_str(&script(archive, &[&install.archive]).await?)?;
+    let index: Value = serde_json::from_str(&script(archive, &[&install.archive])?)?;
     let digest = index["manifests"][0]["digest"].as_str().context("the archive has no digest")?;
     let build = "Build and push";
-    install.run(build, &[]).await?;
-    install.run(build, &[]).await?;
-    same("the digest in the registry", install.run(build, &[]).await?.as_str(), digest)?;
-    install.run(build, &[]).await?;
+    install.next(build, &[])?;
+    install.next(build, &[])?;
+    ensure_eq("the digest in the registry", install.next(build, &[])?.as_str(), digest)?;
+    install.next(build, &[])?;
 
     // One node.
     script(
         "ctr --namespace k8s.io images tag --force \"$1\" docker.io/library/busybox:stable",
         &[BUSYBOX],
-    )
-    .await?;
+    )?;
     let canary = "One canary node";
-    install.run(canary, &[("NODE", "node")]).await?;
-    has(&install.run(canary, &[]).await?, &[IMAGE])?;
-    has(&install.run(canary, &[("NODE", "node")]).await?, &["1 65535    /pause"])?;
+    install.next(canary, &[("NODE", "node")])?;
+    has(&install.next(canary, &[])?, &[IMAGE])?;
+    has(&install.next(canary, &[("NODE", "node")])?, &["1 65535    /pause"])?;
     let (image, pinned) = (format!("\"image\": \"{IMAGE}\","), "\"pinned\": true");
-    has(&install.run(canary, &[]).await?, &[&image, pinned])?;
-    has(&readme.run(cluster, &[]).await?, &[&image])?;
-    let id = runs_on("canary", IMAGE, context).await?.id;
+    has(&install.next(canary, &[])?, &[&image, pinned])?;
+    has(&readme.next(cluster, &[])?, &[&image])?;
+    let id = runs_on("canary", IMAGE, run)?.id;
     let version = [("VERSION", env!("CARGO_PKG_VERSION"))];
-    let listed = install.run("Which pod runs on which image", &version).await?;
+    let listed = install.next("Which pod runs on which image", &version)?;
     has(&listed, &[&format!("default/canary {IMAGE}")])?;
-    same("how often it is listed by ctr", listed.matches(&id).count(), 2)?;
-    install.run(canary, &[("NODE", "node")]).await?;
-    let shown = crictl(["inspecti", IMAGE]).await?;
+    ensure_eq("how often it is listed by ctr", listed.matches(&id).count(), 2)?;
+    install.next(canary, &[("NODE", "node")])?;
+    let shown = crictl(["inspecti", IMAGE])?;
     has(&shown, &[&format!("registry.example/infra/pause@{digest}")])?;
     has(
-        &troubleshooting.run("Pods stay in ContainerCreating", &[]).await?,
+        &troubleshooting.next("Pods stay in ContainerCreating", &[])?,
         &["registry.example/infra/pause", IMAGE],
     )?;
-    has(&troubleshooting.run("The image disappeared from the node", &[]).await?, &["true"])?;
+    has(&troubleshooting.next("The image disappeared from the node", &[])?, &["true"])?;
 
     // A node that has lost the image, while nobody serves it.
-    start("first").await?;
-    let first = runs_on("first", IMAGE, context).await?;
-    crictl(["rmi", IMAGE]).await?;
-    registry.stop().await?;
-    start("second").await?;
+    start("first")?;
+    let first = runs_on("first", IMAGE, run)?;
+    crictl(["rmi", IMAGE])?;
+    registry.stop()?;
+    start("second")?;
     let refused = "--field-selector=reason=FailedCreatePodSandBox";
-    let is_refused = async || {
-        let events = kubectl(&["get", "events", refused, "--output=name"]).await?;
+    let is_refused = || {
+        let events = kubectl(&["get", "events", refused, "--output=name"])?;
         Ok((!events.is_empty()).then_some(()))
     };
-    until("the second pod is refused", is_refused).await?;
-    has(&install.run("A wrong name", &[]).await?, &UNREACHABLE)?;
+    until("the second pod is refused", is_refused)?;
+    has(&install.next("A wrong name", &[])?, &UNREACHABLE)?;
     let quoted = troubleshooting.text.split_whitespace().collect::<Vec<_>>().join(" ");
     has(&quoted, &UNREACHABLE)?;
-    let mut registry = registry::start().await?;
-    runs_on("second", IMAGE, context).await?;
+    let mut registry = registry::start()?;
+    runs_on("second", IMAGE, run)?;
 
     // To the next version, and back.
-    script(PUSH_NEXT, &[&context.image.archive.to_string_lossy()]).await?;
+    script(PUSH_NEXT, &[&run.candidate.archive.to_string_lossy()])?;
     let upgrade = "Upgrade";
     for (old, new, pod) in [(IMAGE, &*next, "third"), (&next, IMAGE, "fourth")] {
         let [from, to] = [old, new].map(|it| it.rsplit(':').next().unwrap_or_default());
         install.rewind(upgrade);
-        install.run(upgrade, &[("OLD", from), ("NEW", to)]).await?;
-        start(pod).await?;
-        runs_on(pod, new, context).await?;
-        same("the first pod", &runs_on("first", IMAGE, context).await?, &first)?;
-        install.run(upgrade, &[("OLD", from)]).await?;
-        ensure!(crictl(["inspecti", old]).await.is_err(), "{old} is still there");
+        install.next(upgrade, &[("OLD", from), ("NEW", to)])?;
+        start(pod)?;
+        runs_on(pod, new, run)?;
+        ensure_eq("the first pod", &runs_on("first", IMAGE, run)?, &first)?;
+        install.next(upgrade, &[("OLD", from)])?;
+        ensure!(crictl(["inspecti", old]).is_err(), "{old} is still there");
     }
-    install.run("Roll back", &[]).await?;
+    install.next("Roll back", &[])?;
     // crictl has removed it under all of its names.
-    load(context).await?;
-    start("fifth").await?;
-    let fifth = runs_on("fifth", &context.image.reference, context).await?;
+    load(run)?;
+    start("fifth")?;
+    let fifth = runs_on("fifth", &run.candidate.reference, run)?;
 
     // Without a registry.
-    registry.stop().await?;
+    registry.stop()?;
     let import = "Without a registry";
-    script("cp \"$1\" \"$PAUSE_PROJECT/pause.tar\"", &[&install.archive]).await?;
-    install.run(import, &[]).await?;
+    script("cp \"$1\" \"$PAUSE_PROJECT/pause.tar\"", &[&install.archive])?;
+    install.next(import, &[])?;
     let hash = digest.trim_start_matches("sha256:");
-    has(&install.run(import, &[("DIGEST", hash)]).await?, &[hash])?;
-    troubleshooting.run("An old image stays on the node", &[]).await?;
-    troubleshooting.run("The wrong platform", &[]).await?;
-    troubleshooting.run("SIGTERM has no effect", &[("NAME", "fifth")]).await?;
-    same("the exit code", exit_code(&fifth.id).await?, 0)?;
+    has(&install.next(import, &[("DIGEST", hash)])?, &[hash])?;
+    troubleshooting.next("An old image stays on the node", &[])?;
+    troubleshooting.next("The wrong platform", &[])?;
+    troubleshooting.next("SIGTERM has no effect", &[("NAME", "fifth")])?;
+    ensure_eq("the exit code", exit_code(&fifth.id)?, 0)?;
     install.has_run()?;
     troubleshooting.has_run()
 }

@@ -4,12 +4,12 @@
 use crate::conformance;
 use crate::containerd::{crictl, deployed, exit_code, inspect, process};
 use crate::documents;
-use crate::engine::{Column, Lacks, Name, Skip};
-use crate::host::{self, same};
-use crate::images::{self, BUSYBOX, Image, NGINX};
-use crate::scenario::{Context, HELLO, Scenario, is_as_before, is_init, pauses, reaps};
-use crate::wait::{script, success, until};
-use anyhow::{Context as _, Result, ensure};
+use crate::engine::{Driver, Engine, Skip};
+use crate::host;
+use crate::images::{self, BUSYBOX, Candidate, NGINX};
+use crate::scenario::{HELLO, Run, Scenario, is_as_before, pause_is_init, pauses, reaps};
+use crate::wait::{ensure_eq, script, success, until};
+use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use harness::proc::{activity, is_asleep};
 use harness::sandbox::USER;
@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
-use tokio::process::Command;
+use std::process::Command;
 
 /// The programs of Kubernetes, as `xtask engines` shows them to this system.
 const KUBELET: &str = "/opt/kubernetes/kubelet";
@@ -57,6 +57,9 @@ const APPLY: &str = r##"
         /opt/kubernetes/kubectl apply --filename -
 "##;
 
+/// Number of pods that run at once.
+const PODS: u64 = 50;
+
 /// Imports the archive $1 for the kubelet.
 const IMPORT: &str = "/opt/kubernetes/ctr --namespace k8s.io images import \"$1\"";
 
@@ -72,358 +75,350 @@ pub struct Sandbox {
     address: String,
 }
 
-impl Column for Kubernetes {
-    async fn start(_: Name, image: &Image) -> Result<Self> {
+impl Driver for Kubernetes {
+    fn start(_: Engine, candidate: &Candidate) -> Result<Self> {
         let reason = "it is not built: run cargo xtask engines kubernetes";
         ensure!(Path::new(KUBELET).exists(), Skip(reason));
         let restrict = !host::has_cap_sys_resource()?;
         let config = format!("{CONTAINERD}restrict_oom_score_adj = {restrict}\n");
-        let drop_in = deployed("containerd-2.toml", &image.reference)?;
-        node(&["start", &config, &drop_in]).await?;
-        node(&["kubelet"]).await?;
+        let drop_in = deployed("containerd-2.toml", &candidate.reference)?;
+        node(&["start", &config, &drop_in])?;
+        node(&["kubelet"])?;
         Ok(Self)
     }
 
-    async fn version(&self, _: Name) -> Result<String> {
-        let version = field("node/node", ".status.nodeInfo.kubeletVersion").await?;
+    fn version(&self, _: Engine) -> Result<String> {
+        let version = field("node/node", ".status.nodeInfo.kubeletVersion")?;
         Ok(version.trim_start_matches('v').to_owned())
     }
 
-    async fn test(&mut self, scenario: Scenario, context: &Context) -> Result<()> {
-        enforce("baseline").await?;
+    fn test(&mut self, scenario: Scenario, run: &Run) -> Result<()> {
+        enforce("baseline")?;
         let before = host::surroundings()?;
         match scenario {
-            Scenario::Load => load(context).await?,
-            Scenario::Stop => stop(context).await?,
-            Scenario::Inside => signals("signals", context).await?,
-            Scenario::Remapped => signals("remapped", context).await?,
-            Scenario::HostPid => host_pid(context).await?,
-            Scenario::Pod => pod(context).await?,
-            Scenario::Tutorial => tutorial(context).await?,
-            Scenario::Replace => replace(context).await?,
-            Scenario::Restart => restart(context).await?,
-            Scenario::Killed => killed(context).await?,
-            Scenario::Settings => settings(context).await?,
-            Scenario::Garbage => garbage(context).await?,
-            Scenario::Placeholder => placeholder(context).await?,
-            Scenario::PrePull => pre_pull(context).await?,
-            Scenario::Many => many(context).await?,
-            Scenario::Conformance => conformance::test(context).await?,
-            Scenario::Registry => documents::install(context).await?,
-            Scenario::Outside => return Err(Lacks("kubectl sends no signals").into()),
-            Scenario::Hardened => return Err(Lacks("it is part of `placeholder`").into()),
-            _ => return Err(Lacks("it does not depend on the kubelet").into()),
+            Scenario::Load => load(run)?,
+            Scenario::Stop => stop(run)?,
+            Scenario::Inside => signals("signals", run)?,
+            Scenario::Remapped => signals("remapped", run)?,
+            Scenario::HostPid => host_pid(run)?,
+            Scenario::Pod => pod(run)?,
+            Scenario::Tutorial => tutorial(run)?,
+            Scenario::Replace => replace(run)?,
+            Scenario::Restart => restart(run)?,
+            Scenario::Killed => killed(run)?,
+            Scenario::Settings => settings(run)?,
+            Scenario::Garbage => garbage(run)?,
+            Scenario::Placeholder => placeholder(run)?,
+            Scenario::PrePull => pre_pull(run)?,
+            Scenario::Many => many(run)?,
+            Scenario::Conformance => conformance::test(run)?,
+            Scenario::Registry => documents::install(run)?,
+            _ => unreachable!("{scenario} concerns other engines"),
         }
-        self.remove_all().await?;
-        if [Scenario::Restart, Scenario::Garbage].contains(&scenario) {
+        self.remove_all()?;
+        if [Scenario::Restart, Scenario::Garbage, Scenario::Registry].contains(&scenario) {
             // The daemons are other processes now.
             return Ok(());
         }
-        is_as_before(&before, async || host::surroundings()).await
+        is_as_before(&before, host::surroundings)
     }
 
-    async fn list(&self) -> Result<HashSet<String>> {
-        let list = kubectl(&["get", "pods,deployments,daemonsets", "--output=name"]).await?;
+    fn list(&self) -> Result<HashSet<String>> {
+        let list = kubectl(&["get", "pods,deployments,daemonsets", "--output=name"])?;
         Ok(list.lines().map(str::to_owned).collect())
     }
 
-    async fn remove_all(&self) -> Result<()> {
-        delete(&["deployments,daemonsets,pods", "--all"]).await
+    fn remove_all(&self) -> Result<()> {
+        delete(&["deployments,daemonsets,pods", "--all"])
     }
 
-    async fn end(self) -> Result<()> {
-        node(&["stop"]).await
+    fn end(self) -> Result<()> {
+        node(&["stop"])
     }
 }
 
 /// Imports the images, and waits until the one of sandboxes is pinned.
-pub async fn load(context: &Context) -> Result<()> {
-    let [busybox, nginx] = images::helpers().await?;
-    for archive in [&*context.image.archive, busybox, nginx] {
-        script(IMPORT, &[&archive.to_string_lossy()]).await?;
+pub fn load(run: &Run) -> Result<()> {
+    let [busybox, nginx] = images::helpers()?;
+    for archive in [&*run.candidate.archive, busybox, nginx] {
+        script(IMPORT, &[&archive.to_string_lossy()])?;
     }
-    let pinned =
-        async || Ok((image(&context.image.reference).await?["pinned"] == true).then_some(()));
-    until("the image of sandboxes is pinned", pinned).await
+    let pinned = || Ok((image(&run.candidate.reference)?["pinned"] == true).then_some(()));
+    until("the image of sandboxes is pinned", pinned)
 }
 
 /// What CRI shows of an image.
-async fn image(name: &str) -> Result<Value> {
-    inspect("inspecti", name).await
+fn image(name: &str) -> Result<Value> {
+    inspect("inspecti", name)
 }
 
-async fn garbage(context: &Context) -> Result<()> {
-    node(&["kubelet", COLLECT]).await?;
+fn garbage(run: &Run) -> Result<()> {
+    node(&["kubelet", COLLECT])?;
     for name in [BUSYBOX, NGINX] {
-        let gone = async || Ok(image(name).await.is_err().then_some(()));
-        until(&format!("{name} is removed"), gone).await?;
+        let gone = || Ok(image(name).is_err().then_some(()));
+        until(&format!("{name} is removed"), gone)?;
     }
-    image(&context.image.reference).await.context("the kubelet removed the image of sandboxes")?;
-    node(&["kubelet"]).await?;
-    load(context).await?;
-    shared_pid(context).await.map(drop)
+    image(&run.candidate.reference).context("the kubelet removed the image of sandboxes")?;
+    node(&["kubelet"])?;
+    load(run)?;
+    shared_pid(run).map(drop)
 }
 
 /// Runs a script in a container of a pod, and returns what it prints.
-async fn exec(pod: &str, container: &str, script: &str) -> Result<String> {
+fn exec(pod: &str, container: &str, script: &str) -> Result<String> {
     let container = format!("--container={container}");
-    kubectl(&["exec", pod, &container, "--", "sh", "-c", script]).await
+    kubectl(&["exec", pod, &container, "--", "sh", "-c", script])
 }
 
-async fn shell(pod: &str, script: &str) -> Result<String> {
-    exec(pod, "shell", script).await
+fn shell(pod: &str, script: &str) -> Result<String> {
+    exec(pod, "shell", script)
 }
 
 /// Enforces a Pod Security level from now on.
-async fn enforce(level: &str) -> Result<()> {
+fn enforce(level: &str) -> Result<()> {
     let label = format!("pod-security.kubernetes.io/enforce={level}");
-    kubectl(&["label", "--overwrite", "namespace", "default", &label]).await.map(drop)
+    kubectl(&["label", "--overwrite", "namespace", "default", &label]).map(drop)
 }
 
-async fn stop(context: &Context) -> Result<()> {
-    kubectl(&["run", "pause", "--image", &context.image.reference]).await?;
-    ready("pause").await?;
-    let id = id("pause").await?;
-    delete(&["pod", "pause"]).await?;
-    same("the exit code", exit_code(&id).await?, 0)
+fn stop(run: &Run) -> Result<()> {
+    kubectl(&["run", "pause", "--image", &run.candidate.reference])?;
+    ready("pause")?;
+    let id = id("pause")?;
+    delete(&["pod", "pause"])?;
+    ensure_eq("the exit code", exit_code(&id)?, 0)
 }
 
 /// Signals from inside the pod `name`, by root and by the user of pause.
-async fn signals(name: &str, context: &Context) -> Result<()> {
-    apply(&format!("tests/engines/kubernetes/{name}.yaml"), "privileged", context).await?;
-    ready(name).await?;
-    let before = sandbox(name, context, USER).await?;
+fn signals(name: &str, run: &Run) -> Result<()> {
+    apply(&format!("tests/engines/kubernetes/{name}.yaml"), "privileged", run)?;
+    ready(name)?;
+    let before = sandbox(name, run, USER)?;
     for sender in ["root", "user"] {
-        exec(name, sender, SIGNALS).await?;
-        same("the sandbox", &sandbox(name, context, USER).await?, &before)?;
+        exec(name, sender, SIGNALS)?;
+        ensure_eq("the sandbox", &sandbox(name, run, USER)?, &before)?;
     }
     Ok(())
 }
 
-async fn host_pid(context: &Context) -> Result<()> {
-    apply("tests/engines/kubernetes/host.yaml", "privileged", context).await?;
-    ready("host").await?;
-    let pause = Process::new(sandbox("host", context, USER).await?.pid)?;
+fn host_pid(run: &Run) -> Result<()> {
+    apply("tests/engines/kubernetes/host.yaml", "privileged", run)?;
+    ready("host")?;
+    let pause = Process::new(sandbox("host", run, USER)?.pid)?;
     let namespaces = |process: &Process| host::namespaces(process, &["pid", "net"]);
-    same("the namespaces", namespaces(&pause)?, namespaces(&Process::myself()?)?)
+    ensure_eq("the namespaces", namespaces(&pause)?, namespaces(&Process::myself()?)?)
 }
 
-async fn pod(context: &Context) -> Result<()> {
-    let sandbox = shared_pid(context).await?;
-    let shell = async |script: &str| shell(SHARED_PID, script).await;
-    is_init(&shell, USER).await?;
+fn pod(run: &Run) -> Result<()> {
+    let sandbox = shared_pid(run)?;
+    let shell = |script: &str| shell(SHARED_PID, script);
+    pause_is_init(&shell, USER)?;
     let pid = Pid::from_raw(sandbox.pid);
     let before = activity(pid)?;
-    reaps(&shell).await?;
-    same("what pause cost the scheduler", activity(pid)?, before)
+    reaps(&shell)?;
+    ensure_eq("what pause cost the scheduler", activity(pid)?, before)
 }
 
-async fn tutorial(context: &Context) -> Result<()> {
+fn tutorial(run: &Run) -> Result<()> {
     let name = "two-containers";
-    apply("examples/two-containers.yaml", "baseline", context).await?;
-    until("nginx runs, and the other container has ended", async || {
-        let shown = kubectl(&["get", "pod", name, "--no-headers"]).await?;
-        let ended = container(name, "debian", ".state.terminated.exitCode").await? == "0";
+    apply("examples/two-containers.yaml", "baseline", run)?;
+    until("nginx runs, and the other container has ended", || {
+        let shown = kubectl(&["get", "pod", name, "--no-headers"])?;
+        let ended = container(name, "debian", ".state.terminated.exitCode")? == "0";
         Ok((ended && shown.split_whitespace().nth(1) == Some("1/2")).then_some(()))
-    })
-    .await?;
-    let url = format!("http://{}/", sandbox(name, context, USER).await?.address);
+    })?;
+    let url = format!("http://{}/", sandbox(name, run, USER)?.address);
     let fetch = ["wget", "-q", "-O", "-", &url];
-    let page = async || Ok(success(Command::new("busybox").args(fetch)).await.ok());
-    same("what nginx serves", until("nginx answers", page).await?, HELLO.to_owned())
+    let page = || Ok(success(Command::new("busybox").args(fetch)).ok());
+    ensure_eq("what nginx serves", until("nginx answers", page)?, HELLO.to_owned())
 }
 
-async fn replace(context: &Context) -> Result<()> {
-    let before = shared_pid(context).await?;
-    shell(SHARED_PID, "killall -KILL nginx").await?;
-    restarted(SHARED_PID, "nginx").await?;
-    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
+fn replace(run: &Run) -> Result<()> {
+    let before = shared_pid(run)?;
+    shell(SHARED_PID, "killall -KILL nginx")?;
+    restarted(SHARED_PID, "nginx")?;
+    ensure_eq("the sandbox", &sandbox(SHARED_PID, run, USER)?, &before)?;
 
     // Another image, that has the same command.
-    kubectl(&["set", "image", "pod", SHARED_PID, &format!("shell={NGINX}")]).await?;
-    restarted(SHARED_PID, "shell").await?;
-    shell(SHARED_PID, "which nginx").await?;
-    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)
+    kubectl(&["set", "image", "pod", SHARED_PID, &format!("shell={NGINX}")])?;
+    restarted(SHARED_PID, "shell")?;
+    shell(SHARED_PID, "which nginx")?;
+    ensure_eq("the sandbox", &sandbox(SHARED_PID, run, USER)?, &before)
 }
 
-async fn restart(context: &Context) -> Result<()> {
-    let before = shared_pid(context).await?;
-    node(&["containerd"]).await?;
-    node(&["kubelet"]).await?;
+fn restart(run: &Run) -> Result<()> {
+    let before = shared_pid(run)?;
+    node(&["containerd"])?;
+    node(&["kubelet"])?;
     // That it does something in the pod shows that it has taken it over.
-    shell(SHARED_PID, "killall -KILL nginx").await?;
-    restarted(SHARED_PID, "nginx").await?;
-    same("the sandbox", &sandbox(SHARED_PID, context, USER).await?, &before)?;
-    let restarts = container(SHARED_PID, "shell", ".restartCount").await?;
-    same("the restarts of the other container", restarts, "0".to_owned())
+    shell(SHARED_PID, "killall -KILL nginx")?;
+    restarted(SHARED_PID, "nginx")?;
+    ensure_eq("the sandbox", &sandbox(SHARED_PID, run, USER)?, &before)?;
+    let restarts = container(SHARED_PID, "shell", ".restartCount")?;
+    ensure_eq("the restarts of the other container", restarts, "0".to_owned())
 }
 
-async fn killed(context: &Context) -> Result<()> {
-    let before = shared_pid(context).await?;
+fn killed(run: &Run) -> Result<()> {
+    let before = shared_pid(run)?;
     kill(Pid::from_raw(before.pid), Signal::SIGKILL)?;
     // The kernel takes the PID namespace down with its PID 1.
-    restarted(SHARED_PID, "nginx").await?;
-    restarted(SHARED_PID, "shell").await?;
-    let after = sandbox(SHARED_PID, context, USER).await?;
+    restarted(SHARED_PID, "nginx")?;
+    restarted(SHARED_PID, "shell")?;
+    let after = sandbox(SHARED_PID, run, USER)?;
     ensure!(after.id != before.id, "the kubelet takes the dead sandbox for a living one");
     let events = ["get", "events", "--field-selector=reason=SandboxChanged"];
     let messages = "--output=jsonpath={.items[*].message}";
-    let events = kubectl(&[&events[..], &[messages]].concat()).await?;
+    let events = kubectl(&[&events[..], &[messages]].concat())?;
     ensure!(events.contains(SANDBOX_CHANGED), "the events of changed sandboxes: {events}");
     let page = fs::read_to_string(project().join("docs/troubleshooting.md"))?;
     ensure!(page.contains(SANDBOX_CHANGED), "docs/troubleshooting.md does not quote it");
-    is_init(&async |script: &str| shell(SHARED_PID, script).await, USER).await
+    pause_is_init(&|script: &str| shell(SHARED_PID, script), USER)
 }
 
-async fn settings(context: &Context) -> Result<()> {
-    apply("tests/engines/kubernetes/settings.yaml", "baseline", context).await?;
-    restarted("settings", "shell").await?;
-    let before = sandbox("settings", context, 1000).await?;
-    let limit = host::memory_limit(&Process::new(before.pid)?)?;
-    same("the memory that the pod may use", limit, 64 << 20)?;
+fn settings(run: &Run) -> Result<()> {
+    apply("tests/engines/kubernetes/settings.yaml", "baseline", run)?;
+    restarted("settings", "shell")?;
+    let before = sandbox("settings", run, 1000)?;
     // From the same user.
-    shell("settings", SIGNALS).await?;
-    same("the sandbox", sandbox("settings", context, 1000).await?, before)
+    shell("settings", SIGNALS)?;
+    ensure_eq("the sandbox", sandbox("settings", run, 1000)?, before)
 }
 
-async fn placeholder(context: &Context) -> Result<()> {
-    apply("examples/placeholder.yaml", "restricted", context).await?;
-    rolled_out("deployment/placeholder").await?;
-    let id = id(&pod_of("placeholder").await?).await?;
+fn placeholder(run: &Run) -> Result<()> {
+    apply("examples/placeholder.yaml", "restricted", run)?;
+    rolled_out("deployment/placeholder")?;
+    let id = id(&pod_of("placeholder")?)?;
     let pid = process(&id).context("the placeholder does not run")?;
-    let pause = host::asleep(pid, &context.binary, USER).await?.status()?;
-    same("the capabilities it could get", pause.capbnd, Some(0))?;
-    same("the flag no_new_privs", pause.nonewprivs, Some(1))?;
+    let pause = host::asleep(pid, &run.binary, USER)?.status()?;
+    ensure_eq("the capabilities it could get", pause.capbnd, Some(0))?;
+    ensure_eq("the flag no_new_privs", pause.nonewprivs, Some(1))?;
 
-    enforce("baseline").await?;
+    enforce("baseline")?;
     // A pod for which there is only room without the placeholder.
-    let cpus = field("node/node", ".status.allocatable.cpu").await?;
-    let image = &context.image.reference;
+    let cpus = field("node/node", ".status.allocatable.cpu")?;
+    let image = &run.candidate.reference;
     let resources = json!({ "requests": { "cpu": cpus } });
     let container = json!({ "name": "important", "image": image, "resources": resources });
     let overrides = format!("--overrides={}", json!({ "spec": { "containers": [container] } }));
-    kubectl(&["run", "important", "--image", image, &overrides]).await?;
-    ready("important").await?;
-    same("the exit code", exit_code(&id).await?, 0)?;
-    let next = format!("pod/{}", pod_of("placeholder").await?);
-    same("the next placeholder", field(&next, ".status.phase").await?, "Pending".to_owned())?;
-    delete(&["pod", "important"]).await?;
-    rolled_out("deployment/placeholder").await?;
-    delete(&["deployment/placeholder", "priorityclass/pause-placeholder"]).await
+    kubectl(&["run", "important", "--image", image, &overrides])?;
+    ready("important")?;
+    ensure_eq("the exit code", exit_code(&id)?, 0)?;
+    let next = format!("pod/{}", pod_of("placeholder")?);
+    ensure_eq("the next placeholder", field(&next, ".status.phase")?, "Pending".to_owned())?;
+    delete(&["pod", "important"])?;
+    rolled_out("deployment/placeholder")?;
+    delete(&["deployment/placeholder", "priorityclass/pause-placeholder"])
 }
 
-async fn pre_pull(context: &Context) -> Result<()> {
-    apply("examples/pre-pull.yaml", "restricted", context).await?;
-    rolled_out("daemonset/pre-pull").await?;
-    let id = id(&pod_of("pre-pull").await?).await?;
-    delete(&["daemonset/pre-pull"]).await?;
-    same("the exit code", exit_code(&id).await?, 0)
+fn pre_pull(run: &Run) -> Result<()> {
+    apply("examples/pre-pull.yaml", "restricted", run)?;
+    rolled_out("daemonset/pre-pull")?;
+    let id = id(&pod_of("pre-pull")?)?;
+    delete(&["daemonset/pre-pull"])?;
+    ensure_eq("the exit code", exit_code(&id)?, 0)
 }
 
-async fn many(context: &Context) -> Result<()> {
-    let image = format!("--image={}", context.image.reference);
-    let pods = context.pods.min(50);
-    let replicas = format!("--replicas={pods}");
-    kubectl(&["create", "deployment", "many", &image, &replicas]).await?;
-    rolled_out("deployment/many").await?;
-    let addresses = kubectl(&["get", "pods", "--output=jsonpath={.items[*].status.podIP}"]).await?;
+fn many(run: &Run) -> Result<()> {
+    let image = format!("--image={}", run.candidate.reference);
+    let replicas = format!("--replicas={PODS}");
+    kubectl(&["create", "deployment", "many", &image, &replicas])?;
+    rolled_out("deployment/many")?;
+    let addresses = kubectl(&["get", "pods", "--output=jsonpath={.items[*].status.podIP}"])?;
     let addresses: HashSet<_> = addresses.split(' ').collect();
-    same("the number of addresses", addresses.len() as u64, pods)?;
+    ensure_eq("the number of addresses", addresses.len() as u64, PODS)?;
     // A sandbox and a container in each pod.
     let pauses = pauses()?;
-    same("the number of processes", pauses.len() as u64, 2 * pods)?;
-    let sleep = async || Ok(pauses.iter().all(|pid| is_asleep(Pid::from_raw(*pid))).then_some(()));
-    until("all of them sleep", sleep).await?;
-    delete(&["deployment", "many"]).await?;
-    patiently(&["wait", "--for=delete", "pod", "--all"]).await
+    ensure_eq("the number of processes", pauses.len() as u64, 2 * PODS)?;
+    let sleep = || Ok(pauses.iter().all(|pid| is_asleep(Pid::from_raw(*pid))).then_some(()));
+    until("all of them sleep", sleep)?;
+    delete(&["deployment", "many"])?;
+    patiently(&["wait", "--for=delete", "pod", "--all"])
 }
 
 /// Runs node.sh.
-async fn node(arguments: &[&str]) -> Result<()> {
+fn node(arguments: &[&str]) -> Result<()> {
     let script = project().join("tests/engines/kubernetes/node.sh");
-    success(Command::new("bash").arg(script).args(arguments)).await.map(drop)
+    success(Command::new("bash").arg(script).args(arguments)).map(drop)
 }
 
 /// Runs Kubernetes' own client.
-pub async fn kubectl(arguments: &[&str]) -> Result<String> {
-    success(Command::new(KUBECTL).args(arguments)).await
+pub fn kubectl(arguments: &[&str]) -> Result<String> {
+    success(Command::new(KUBECTL).args(arguments))
 }
 
 /// Applies a manifest of the project, where a Pod Security level is enforced.
-async fn apply(manifest: &str, level: &str, context: &Context) -> Result<()> {
-    enforce(level).await?;
+fn apply(manifest: &str, level: &str, run: &Run) -> Result<()> {
+    enforce(level)?;
     let path = project().join(manifest).display().to_string();
-    script(APPLY, &[&path, &context.image.reference, NGINX, BUSYBOX]).await.map(drop)
+    script(APPLY, &[&path, &run.candidate.reference, NGINX, BUSYBOX]).map(drop)
 }
 
 /// Starts the pod of the example that several scenarios use.
-async fn shared_pid(context: &Context) -> Result<Sandbox> {
-    apply("examples/shared-pid.yaml", "restricted", context).await?;
-    ready(SHARED_PID).await?;
-    sandbox(SHARED_PID, context, USER).await
+fn shared_pid(run: &Run) -> Result<Sandbox> {
+    apply("examples/shared-pid.yaml", "restricted", run)?;
+    ready(SHARED_PID)?;
+    sandbox(SHARED_PID, run, USER)
 }
 
 /// Waits until a pod is ready.
-pub async fn ready(pod: &str) -> Result<()> {
-    patiently(&["wait", "--for=condition=Ready", "pod", pod]).await
+pub fn ready(pod: &str) -> Result<()> {
+    patiently(&["wait", "--for=condition=Ready", "pod", pod])
 }
 
-async fn rolled_out(resource: &str) -> Result<()> {
-    patiently(&["rollout", "status", resource]).await
+fn rolled_out(resource: &str) -> Result<()> {
+    patiently(&["rollout", "status", resource])
 }
 
-async fn delete(resources: &[&str]) -> Result<()> {
-    patiently(&[&["delete"], resources].concat()).await
+fn delete(resources: &[&str]) -> Result<()> {
+    patiently(&[&["delete"], resources].concat())
 }
 
 /// Runs a command of kubectl that waits, below the limit that every command has.
-async fn patiently(arguments: &[&str]) -> Result<()> {
-    kubectl(&[arguments, &["--timeout=280s"]].concat()).await.map(drop)
+fn patiently(arguments: &[&str]) -> Result<()> {
+    kubectl(&[arguments, &["--timeout=280s"]].concat()).map(drop)
 }
 
 /// A field of a resource, empty where it is not there.
-async fn field(resource: &str, path: &str) -> Result<String> {
-    kubectl(&["get", resource, &format!("--output=jsonpath={{{path}}}")]).await
+fn field(resource: &str, path: &str) -> Result<String> {
+    kubectl(&["get", resource, &format!("--output=jsonpath={{{path}}}")])
 }
 
 /// A field of the status of a container.
-async fn container(pod: &str, name: &str, path: &str) -> Result<String> {
+fn container(pod: &str, name: &str, path: &str) -> Result<String> {
     let path = format!(r#".status.containerStatuses[?(@.name=="{name}")]{path}"#);
-    field(&format!("pod/{pod}"), &path).await
+    field(&format!("pod/{pod}"), &path)
 }
 
 /// What containerd calls the container `pause` of a pod.
-async fn id(pod: &str) -> Result<String> {
-    let id = container(pod, "pause", ".containerID").await?;
+fn id(pod: &str) -> Result<String> {
+    let id = container(pod, "pause", ".containerID")?;
     Ok(id.trim_start_matches("containerd://").to_owned())
 }
 
 /// The newest pod with the label `app`.
-async fn pod_of(app: &str) -> Result<String> {
+fn pod_of(app: &str) -> Result<String> {
     let (selector, sort) =
         (format!("--selector=app={app}"), "--sort-by=.metadata.creationTimestamp");
-    let pods = kubectl(&["get", "pods", &selector, sort, "--output=name"]).await?;
+    let pods = kubectl(&["get", "pods", &selector, sort, "--output=name"])?;
     Ok(pods.lines().next_back().context("there is no pod")?.trim_start_matches("pod/").to_owned())
 }
 
 /// Waits until the kubelet has restarted a container.
-async fn restarted(pod: &str, name: &str) -> Result<()> {
-    until(&format!("the container {name} was restarted"), async || {
-        let restarts = container(pod, name, ".restartCount").await?;
+fn restarted(pod: &str, name: &str) -> Result<()> {
+    until(&format!("the container {name} was restarted"), || {
+        let restarts = container(pod, name, ".restartCount")?;
         let is_another = restarts.parse().is_ok_and(|times: u32| times > 0);
-        Ok((is_another && container(pod, name, ".ready").await? == "true").then_some(()))
+        Ok((is_another && container(pod, name, ".ready")? == "true").then_some(()))
     })
-    .await
 }
 
 /// The sandbox of a pod, whose pause has to sleep, as `user`.
-pub async fn sandbox(pod: &str, context: &Context, user: u32) -> Result<Sandbox> {
+pub fn sandbox(pod: &str, run: &Run, user: u32) -> Result<Sandbox> {
     let pods = ["pods", "--quiet", "--state=ready", "--name", &format!("^{pod}$")];
-    let id = crictl(pods).await?;
+    let id = crictl(pods)?;
     ensure!(!id.is_empty() && !id.contains('\n'), "the ready sandboxes of the pod {pod}: {id:?}");
-    let shown: Value = serde_json::from_str(&crictl(["inspectp", "--output=json", &id]).await?)?;
+    let shown: Value = serde_json::from_str(&crictl(["inspectp", "--output=json", &id])?)?;
     let pid = shown["info"]["pid"].as_i64().context("the sandbox has no process")? as i32;
-    host::asleep(pid, &context.binary, user).await?;
-    let address = field(&format!("pod/{pod}"), ".status.podIP").await?;
+    host::asleep(pid, &run.binary, user)?;
+    let address = field(&format!("pod/{pod}"), ".status.podIP")?;
     Ok(Sandbox { id, pid, address })
 }

@@ -10,50 +10,47 @@ mod engine;
 mod host;
 mod images;
 mod kubernetes;
+mod matrix;
 mod registry;
-mod report;
 mod scenario;
 mod wait;
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
 use cli::Cli;
 use containerd::Containerd;
-use engine::Name;
-use images::Image;
+use engine::Engine;
+use images::Candidate;
 use kubernetes::Kubernetes;
-use report::Report;
-use scenario::Context;
+use matrix::Matrix;
+use scenario::Run;
 use std::cell::RefCell;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-/// Tries an image on the container engines of this system, and changes the system for it.
+/// Tests an image on the container engines of this system, and changes the system for it.
 #[derive(Parser)]
 struct Args {
     #[command(flatten)]
-    image: Image,
+    candidate: Candidate,
     /// Engines that must not be skipped
     #[arg(long, value_name = "ENGINE", value_delimiter = ',')]
-    require: Vec<Name>,
+    require: Vec<Engine>,
     /// File to write the matrix into
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Wait this many times longer before something counts as hanging
+    /// Multiply all timeouts by this factor
     #[arg(long, default_value_t = 1)]
     slowness: u32,
-    /// Number of pods that are many
-    #[arg(long, default_value_t = 100)]
-    pods: u64,
-    /// Run only what has one of these in its name, such as docker::stop
+    /// Run only what has one of these in its name, such as docker::stop (default: all but kubernetes)
     filter: Vec<String>,
 }
 
-/// What only the systems have that `xtask engines` throws away afterwards.
+/// A file that only the systems have that `xtask engines` throws away afterwards.
 const THROWN_AWAY: &str = "/run/thrown-away";
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     ensure!(
         Path::new(THROWN_AWAY).exists(),
@@ -61,21 +58,21 @@ async fn main() -> anyhow::Result<()> {
          engines: run `cargo xtask engines`, which makes a system for it"
     );
     wait::SLOWNESS.store(args.slowness, Ordering::Relaxed);
-    let binary = args.image.binary()?;
-    let left_out = RefCell::default();
-    let context = Context { image: args.image, binary, pods: args.pods, left_out };
-    let mut report = Report::new(args.require, args.filter, context);
-    for name in Name::value_variants() {
-        match name {
-            Name::Docker | Name::Podman | Name::PodmanRootless => report.on::<Cli>(*name).await?,
-            Name::Containerd => report.on::<Containerd>(*name).await?,
-            Name::Kubernetes => report.on::<Kubernetes>(*name).await?,
+    let binary = fs::read(&args.candidate.binary).context("cannot read the program")?;
+    let run = Run { candidate: args.candidate, binary, left_out: RefCell::default() };
+    let mut matrix = Matrix::new(args.require, args.filter, run);
+    for engine in Engine::value_variants() {
+        match engine {
+            Engine::Docker | Engine::Podman | Engine::PodmanRootless => {
+                matrix.test::<Cli>(*engine)?
+            }
+            Engine::Containerd => matrix.test::<Containerd>(*engine)?,
+            Engine::Kubernetes => matrix.test::<Kubernetes>(*engine)?,
         }
     }
     if let Some(path) = args.report {
-        report.write(&path)?;
+        matrix.write(&path)?;
     }
-    let failed = report.failed();
-    ensure!(failed.is_empty(), "failed: {}", failed.join(", "));
+    ensure!(matrix.failed.is_empty(), "failed: {}", matrix.failed.join(", "));
     Ok(())
 }

@@ -58,15 +58,14 @@ runtime_path = '/opt/kubernetes/containerd-shim-runc-v2'
 pub const NODE_SOCKET: &str = "unix:///run/node/containerd.sock";
 
 /// Starts a registry, which is empty the first time.
-pub async fn start() -> Result<Daemon> {
+pub fn start() -> Result<Daemon> {
     let reason = "today's containerd is not built: run cargo xtask engines kubernetes";
     ensure!(Path::new(PROGRAMS).join("containerd").exists(), Skip(reason));
-    script(CLIENTS, &[HOST]).await?;
+    script(CLIENTS, &[HOST])?;
     fs::write("/etc/registry.yml", SETTINGS)?;
-    Daemon::start(&["docker-registry", "serve", "/etc/registry.yml"], async || {
+    Daemon::start(&["docker-registry", "serve", "/etc/registry.yml"], || {
         TcpStream::connect((HOST, 443)).is_ok()
     })
-    .await
 }
 
 /// Today's containerd, with folders and a socket of its own.
@@ -76,7 +75,7 @@ pub struct Node {
 
 impl Node {
     /// Starts it with `image` for the sandboxes, and nothing in its store.
-    pub async fn start(image: &str) -> Result<Self> {
+    pub fn start(image: &str) -> Result<Self> {
         let restrict = !host::has_cap_sys_resource()?;
         fs::write("/etc/node/config.toml", format!("{NODE}restrict_oom_score_adj = {restrict}\n"))?;
         // With the host's ports, as a kubelet asks for them.
@@ -86,14 +85,14 @@ impl Node {
         fs::write("/etc/node/cni/10-node.conflist", plugins.to_string())?;
         use_image(image)?;
         let command = &["/opt/kubernetes/containerd", "--config", "/etc/node/config.toml"];
-        Ok(Self { daemon: Daemon::start(command, answers).await? })
+        Ok(Self { daemon: Daemon::start(command, answers)? })
     }
 
     /// Removes all pods, stops it, and removes what it has stored.
-    pub async fn end(mut self) -> Result<()> {
-        crictl(["--runtime-endpoint", NODE_SOCKET, "rmp", "--force", "--all"]).await?;
-        self.daemon.stop().await?;
-        script("rm -r /var/lib/node /run/node", &[]).await.map(drop)
+    pub fn end(mut self) -> Result<()> {
+        crictl(["--runtime-endpoint", NODE_SOCKET, "rmp", "--force", "--all"])?;
+        self.daemon.stop()?;
+        script("rm -r /var/lib/node /run/node", &[]).map(drop)
     }
 }
 
@@ -103,6 +102,6 @@ fn use_image(image: &str) -> Result<()> {
     Ok(fs::write("/etc/node/conf.d/20-pause.toml", deployed("containerd-2.toml", image)?)?)
 }
 
-async fn answers() -> bool {
-    is_ready(NODE_SOCKET).await
+fn answers() -> bool {
+    is_ready(NODE_SOCKET)
 }

@@ -1,76 +1,92 @@
 //! Waits for states and for commands. The limits turn a hang into a failure; they measure nothing.
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::fmt::Debug;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
-use tokio::process::Command;
-use tokio::time::{sleep, timeout};
+use std::sync::mpsc;
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant};
 
-/// How many times slower than usual this machine is: an emulated one.
+/// Factor for all limits, above 1 on an emulated machine.
 pub static SLOWNESS: AtomicU32 = AtomicU32::new(1);
-
-/// A limit of so many seconds, for this machine.
-pub fn limit(seconds: u64) -> Duration {
-    Duration::from_secs(seconds) * SLOWNESS.load(Ordering::Relaxed)
-}
 
 /// Seconds after which [`until`] fails. Kubernetes was seen to take one minute to replace a sandbox that was
 /// killed.
-const LIMIT: u64 = 180;
+const STATE_LIMIT: u64 = 180;
 
-/// Looks again and again until `look` finds something, and returns that.
-pub async fn until<T>(state: &str, mut look: impl AsyncFnMut() -> Result<Option<T>>) -> Result<T> {
-    let looking = async {
-        loop {
-            if let Some(found) = look().await? {
-                return Ok(found);
-            }
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let limit = limit(LIMIT);
-    let found = timeout(limit, looking).await;
-    found.unwrap_or_else(|_| bail!("timed out after {} s waiting until {state}", limit.as_secs()))
+/// Seconds after which a command counts as hanging, unless it is known to take long.
+const COMMAND_LIMIT: u64 = 300;
+
+fn limit(seconds: u64) -> Duration {
+    Duration::from_secs(seconds) * SLOWNESS.load(Ordering::Relaxed)
 }
 
-/// Looks again and again until what is seen is what is expected.
-pub async fn becomes<T: PartialEq + Debug>(
+/// Looks again and again until `look` finds something, and returns that.
+pub fn until<T>(state: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let (start, limit) = (Instant::now(), limit(STATE_LIMIT));
+    loop {
+        if let Some(found) = look()? {
+            return Ok(found);
+        }
+        let seconds = limit.as_secs();
+        ensure!(start.elapsed() < limit, "timed out after {seconds} s waiting until {state}");
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// Looks again and again until what is seen equals what is expected.
+pub fn until_equal<T: PartialEq + Debug>(
     what: &str,
-    look: impl AsyncFn() -> Result<T>,
+    look: impl Fn() -> Result<T>,
     expected: &T,
 ) -> Result<()> {
     let mut last = None;
     let state = format!("{what} is as expected");
-    let reached = until(&state, async || {
-        let seen = last.insert(look().await?);
+    let reached = until(&state, || {
+        let seen = last.insert(look()?);
         Ok((seen == expected).then_some(()))
     });
-    reached.await.with_context(|| format!("{what}: {last:?}, where {expected:?} was expected"))
+    reached.with_context(|| format!("{what}: {last:?}, where {expected:?} was expected"))
+}
+
+/// Fails, with both of them, unless what was seen equals what was expected.
+pub fn ensure_eq<T: PartialEq + Debug>(what: &str, seen: T, expected: T) -> Result<()> {
+    ensure!(seen == expected, "{what}: {seen:?}, where {expected:?} was expected");
+    Ok(())
+}
+
+/// Runs a command to its end, whatever its exit code, and kills it after so many seconds.
+pub fn output_within(seconds: u64, command: &mut Command) -> Result<Output> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
+    let pid = Pid::from_raw(child.id() as i32);
+    let (sender, receiver) = mpsc::channel();
+    spawn(move || sender.send(child.wait_with_output()));
+    let Ok(output) = receiver.recv_timeout(limit(seconds)) else {
+        kill(pid, Signal::SIGKILL)?;
+        bail!("{command:?} hangs")
+    };
+    Ok(output?)
 }
 
 /// Runs a command to its end, whatever its exit code.
-pub async fn end(command: &mut Command) -> Result<Output> {
-    let run = command.kill_on_drop(true).stdin(Stdio::null()).output();
-    let run = timeout(limit(300), run).await;
-    let command = command.as_std();
-    run.with_context(|| format!("{command:?} hangs"))?
-        .with_context(|| format!("cannot run {command:?}"))
+pub fn output(command: &mut Command) -> Result<Output> {
+    output_within(COMMAND_LIMIT, command)
 }
 
 /// Runs a command that has to succeed and returns what it prints, without the last line break. The
 /// error has all of its output.
-pub async fn success(command: &mut Command) -> Result<String> {
-    let output = end(command).await?;
-    let stdout = String::from_utf8(output.stdout)?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let (command, status) = (command.as_std(), output.status);
+pub fn success(command: &mut Command) -> Result<String> {
+    let Output { status, stdout, stderr } = output(command)?;
+    let (stdout, stderr) = (String::from_utf8(stdout)?, String::from_utf8_lossy(&stderr));
     ensure!(status.success(), "{command:?}: {status}\n{stdout}{stderr}");
     Ok(stdout.trim_end().to_owned())
 }
 
 /// Runs a script of the shell that has to succeed, with `arguments` as $1 and so on.
-pub async fn script(script: &str, arguments: &[&str]) -> Result<String> {
-    success(Command::new("sh").args(["-euc", script, "sh"]).args(arguments)).await
+pub fn script(script: &str, arguments: &[&str]) -> Result<String> {
+    success(Command::new("sh").args(["-euc", script, "sh"]).args(arguments))
 }

@@ -1,0 +1,151 @@
+//! Runs the scenarios, prints the results, and makes the matrix.
+
+use crate::engine::{Driver, Engine, Lacks, Skip};
+use crate::host::{self, cgroup_version};
+use crate::scenario::{Run, Scenario, is_as_before};
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+use harness::markdown;
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::io::{Write, stdout};
+use std::path::Path;
+use std::time::Instant;
+
+const FAILED: &str = "FAILED";
+
+/// Processes that containerd 2.1 now and then leaves running when it ends.
+const FORGOTTEN: &str = "containerd-shim-runc-v2";
+
+/// What was asked for, and the results so far.
+pub struct Matrix {
+    required: Vec<Engine>,
+    filter: Vec<String>,
+    run: Run,
+    /// The versions of the engines that started.
+    versions: BTreeMap<Engine, String>,
+    results: BTreeMap<(Engine, Scenario), &'static str>,
+    /// For each reason why scenarios of an engine have not just passed: which ones.
+    reasons: BTreeMap<(Engine, String), Vec<String>>,
+    /// The names of the scenarios that failed.
+    pub failed: Vec<String>,
+}
+
+impl Matrix {
+    /// A matrix without results. An engine in `required` fails where another one would be skipped.
+    /// Only scenarios with one of `filter` in their names (`docker::stop`) are run, or all. Kubernetes
+    /// needs a system that no other engine has used, so it has to be named.
+    pub fn new(required: Vec<Engine>, filter: Vec<String>, run: Run) -> Self {
+        let (versions, results, reasons) = Default::default();
+        Self { required, filter, run, versions, results, reasons, failed: Vec::new() }
+    }
+
+    /// Tests one engine.
+    pub fn test<D: Driver>(&mut self, engine: Engine) -> Result<()> {
+        let is_named = self.filter.iter().any(|part| part.starts_with("kubernetes"));
+        if engine == Engine::Kubernetes && !is_named {
+            return Ok(());
+        }
+        let is_in = |name: String| self.filter.iter().any(|part| name.contains(part));
+        let is_wanted = |it: &Scenario| self.filter.is_empty() || is_in(format!("{engine}::{it}"));
+        let all = Scenario::value_variants().iter().copied();
+        let mut scenarios: Vec<_> = all.filter(|it| it.concerns(engine)).collect();
+        if !scenarios.iter().any(is_wanted) {
+            return Ok(());
+        }
+        // The others need these.
+        use Scenario::{End, Load, Start};
+        scenarios.retain(|it| ![Start, End].contains(it) && (*it == Load || is_wanted(it)));
+
+        let processes = host::surroundings()?;
+        let mut started = None;
+        self.note(engine, Start, |run| {
+            let driver = D::start(engine, &run.candidate)?;
+            started = Some((driver.version(engine)?, driver));
+            Ok(())
+        });
+        let Some((version, mut driver)) = started else { return Ok(()) };
+        self.versions.insert(engine, version);
+
+        let surroundings = |driver: &D| -> Result<HashSet<String>> {
+            let mut found = host::surroundings()?;
+            found.extend(driver.list()?);
+            Ok(found)
+        };
+        let is_process = |it: &String| it.starts_with("process");
+        let before = surroundings(&driver)?;
+        for scenario in scenarios {
+            self.note(engine, scenario, |run| driver.test(scenario, run));
+        }
+        self.note(engine, End, |_| {
+            driver.remove_all()?;
+            // The daemon may be another one now, and its network interfaces stay when it ends.
+            is_as_before(&before, || {
+                Ok(surroundings(&driver)?.into_iter().filter(|it| !is_process(it)).collect())
+            })?;
+            driver.end()?;
+            let counts = |it: &String| is_process(it) && !it.contains(FORGOTTEN);
+            is_as_before(&processes, || {
+                Ok(host::surroundings()?.into_iter().filter(counts).collect())
+            })
+        });
+        Ok(())
+    }
+
+    /// Runs one scenario, prints and notes the result.
+    fn note(&mut self, engine: Engine, scenario: Scenario, test: impl FnOnce(&Run) -> Result<()>) {
+        print!("{engine}::{scenario} ... ");
+        let _ = stdout().flush();
+        let start = Instant::now();
+        let result = test(&self.run);
+        let left_out = Vec::from_iter(self.run.left_out.take());
+        let (result, reasons) = match result {
+            Ok(()) if left_out.is_empty() => ("passed", vec![]),
+            Ok(()) => {
+                let reasons = left_out.iter().map(|it| format!("not looked at: {it}"));
+                ("in part", reasons.collect())
+            }
+            Err(error) => match error.downcast_ref() {
+                Some(Skip(why)) if self.required.contains(&engine) => {
+                    (FAILED, vec![format!("required, but skipped: {why}")])
+                }
+                Some(Skip(why)) => ("skipped", vec![format!("skipped: {why}")]),
+                Some(Lacks(why)) => ("n/a", vec![format!("not applicable: {why}")]),
+                None => (FAILED, vec![format!("{FAILED}: {error:#}")]),
+            },
+        };
+        println!("{result} ({:.1} s)", start.elapsed().as_secs_f64());
+        self.results.insert((engine, scenario), result);
+        if result == FAILED {
+            self.failed.push(format!("{engine}::{scenario}"));
+        }
+        for reason in reasons {
+            println!("    {reason}");
+            self.reasons.entry((engine, reason)).or_default().push(format!("`{scenario}`"));
+        }
+    }
+
+    /// Writes a section for docs/engines.md: engines by scenarios, and the reasons.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let titles = self.versions.iter().map(|(engine, version)| format!("{engine} {version}"));
+        let header: Vec<_> = [String::new()].into_iter().chain(titles).collect();
+        let rows = Scenario::value_variants().iter().filter_map(|scenario| {
+            let result = |engine| self.results.get(&(engine, *scenario)).copied();
+            let results: Vec<_> = self.versions.keys().map(|engine| result(*engine)).collect();
+            let is_used = results.iter().any(Option::is_some);
+            let title = format!("`{scenario}`: {}", scenario.about());
+            let cells = results.into_iter().map(|result| result.unwrap_or_default().to_owned());
+            is_used.then(|| [title].into_iter().chain(cells).collect::<Vec<_>>())
+        });
+        let table = markdown::table(header, rows);
+        let reasons = self.reasons.iter().map(|((engine, reason), scenarios)| {
+            format!("- {engine} {}: {reason}\n", scenarios.join(", "))
+        });
+        let reasons = String::from_iter(reasons);
+        let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        let (kernel, version) = (kernel.trim(), cgroup_version());
+        let head = format!("Kernel {kernel}, control groups of version {version}");
+        fs::write(path, format!("{head}\n\n{table}\n\n{reasons}"))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+}
