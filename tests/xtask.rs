@@ -2,7 +2,7 @@
 //! name.
 
 use anyhow::{Context, Result, ensure};
-use harness::build::{build_xtask, cargo, project, stdout_of};
+use harness::build::{build_program, cargo, project, stdout_of};
 use harness::proc::children;
 use harness::sandbox;
 use harness::tests;
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
 
 /// A terminal sends Ctrl-C to the whole process group, so the containers have to be in others.
 fn ctrl_c_ends_a_held_demo_with_0() -> Result<()> {
-    let mut demo = Command::new(build_xtask()?);
+    let mut demo = Command::new(build_program("xtask")?);
     demo.args(["demo", "--hold", "--orphans=100"]).process_group(0).stdout(Stdio::piped());
     let mut demo = demo.spawn()?;
     let mut lines = BufReader::new(demo.stdout.take().context("stdout is piped")?).lines();

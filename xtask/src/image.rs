@@ -9,7 +9,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
-use std::env::{self, consts::ARCH};
+use std::env;
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +20,7 @@ use std::time::{Duration, UNIX_EPOCH};
 /// User and group that the image runs as, the same as in Kubernetes' own pause image.
 const USER: &str = "65535:65535";
 
-/// An index lists an image for several platforms.
+/// Lists the images for several platforms.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -47,7 +47,7 @@ pub struct Recipe {
     pub tag: Option<String>,
     #[command(flatten)]
     pub selection: Selection,
-    /// Commit of the sources, instead of the one that git knows.
+    /// Commit of the sources, if git knows none.
     #[arg(skip)]
     pub revision: Option<String>,
     /// Time of everything in the image, in seconds since 1970, instead of SOURCE_DATE_EPOCH.
@@ -63,7 +63,7 @@ pub struct Selection {
     pub platform: Vec<String>,
 }
 
-/// The image.
+/// The image for one or several platforms.
 pub struct Image {
     /// Its full name.
     pub reference: String,
@@ -72,7 +72,7 @@ pub struct Image {
     pub digest: String,
     /// The commit that it is made from, if it is known.
     revision: Option<String>,
-    /// The image for each platform; there is at least one.
+    /// There is at least one.
     pub variants: Vec<Variant>,
     /// All of it in one file.
     pub archive: Vec<u8>,
@@ -88,7 +88,7 @@ pub struct Variant {
     manifest: Blob,
 }
 
-/// Something that is known by its digest.
+/// A part of the image, which has its digest as its name.
 pub struct Blob {
     pub bytes: Vec<u8>,
     /// How other blobs refer to it.
@@ -102,24 +102,18 @@ pub fn run(args: &Args) -> Result<()> {
         write_binaries(directory, &image.variants)
             .with_context(|| format!("cannot write the binaries to {}", directory.display()))?;
     }
-    println!("reference   {}", image.reference);
+    let platforms: Vec<_> = image.variants.iter().map(|variant| variant.target.platform).collect();
+    let (reference, archive) = (&image.reference, output.display());
+    println!("reference   {reference}");
+    println!("platforms   {}", platforms.join(", "));
     println!("digest      {}", image.digest);
     println!("revision    {}", image.revision.as_deref().unwrap_or("unknown"));
-    println!("written to  {}", output.display());
+    println!("written to  {archive}");
     println!("archive     {}", sha256(&image.archive));
-    if image.reference.starts_with("localhost/") {
-        return Ok(());
-    }
-    let (archive, reference) = (output.display(), &image.reference);
-    println!("\nTo push it to its registry, run:\n");
-    println!(
-        "    skopeo copy --all --preserve-digests 'oci-archive:{archive}' docker://{reference}"
-    );
-    if let [Variant { target, .. }] = &image.variants[..] {
+    if !reference.starts_with("localhost/") {
         println!(
-            "\nIt is for {} only. Pods on nodes of other architectures will fail to start; \
-             `--platform all` builds it for all of them.",
-            target.platform
+            "\nTo push it to its registry, run:\n\n    \
+             skopeo copy --all --preserve-digests 'oci-archive:{archive}' docker://{reference}"
         );
     }
     Ok(())
@@ -127,7 +121,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Writes the image to a file and returns both. If it fails there is no new file.
 pub fn make(args: &Args) -> Result<(Image, PathBuf)> {
-    let image = Image::build(&args.recipe)?;
+    let image = Image::new(&args.recipe)?;
     let default = || build::project().join("target/image/pause.tar");
     let output = args.output.clone().unwrap_or_else(default);
     write(&output, &image.archive)?;
@@ -136,12 +130,12 @@ pub fn make(args: &Args) -> Result<(Image, PathBuf)> {
 
 impl Image {
     /// Builds the release binaries and puts them into an image.
-    pub fn build(recipe: &Recipe) -> Result<Self> {
+    pub fn new(recipe: &Recipe) -> Result<Self> {
         let product = product()?;
         let version = product["version"].as_str();
         let default = || format!("localhost/pause:{}", version.unwrap_or_default());
         let reference = recipe.tag.clone().unwrap_or_else(default);
-        let revision = recipe.revision.clone().map_or_else(head, |it| Ok(Some(it)))?;
+        let revision = head()?.or_else(|| recipe.revision.clone());
         let timestamp = recipe.timestamp.map_or_else(source_date_epoch, Ok)?;
         let annotations: BTreeMap<_, _> = [
             ("title", product["name"].as_str()),
@@ -155,12 +149,9 @@ impl Image {
         .filter_map(|(key, value)| Some((format!("org.opencontainers.image.{key}"), value?)))
         .collect();
         let annotations = json!(annotations);
-        let variants = recipe
-            .selection
-            .targets()?
-            .into_iter()
-            .map(|target| Variant::build(target, &annotations, timestamp))
-            .collect::<Result<Vec<_>>>()?;
+        let targets = recipe.selection.targets()?.into_iter();
+        let variants = targets.map(|target| Variant::new(target, &annotations, timestamp));
+        let variants = variants.collect::<Result<Vec<_>>>()?;
 
         let manifests = variants.iter().map(|variant| {
             let mut descriptor = variant.manifest.descriptor.clone();
@@ -192,11 +183,9 @@ impl Image {
         }]);
 
         let mut archive = Archive::new(Vec::new());
-        for (path, value) in [
-            ("oci-layout", json!({ "imageLayoutVersion": "1.0.0" })),
-            ("index.json", list(&[image])),
-            ("manifest.json", docker),
-        ] {
+        let layout = json!({ "imageLayoutVersion": "1.0.0" });
+        let documents = [("oci-layout", layout), ("index.json", list(&[image]))];
+        for (path, value) in documents.into_iter().chain([("manifest.json", docker)]) {
             append(&mut archive, path, &text(value), 0o644, timestamp)?;
         }
         let parts = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
@@ -209,25 +198,22 @@ impl Image {
 
 /// The commit of the sources, marked if they differ from it. None without git, or if the project is not a
 /// repository of its own.
-pub fn head() -> Result<Option<String>> {
+fn head() -> Result<Option<String>> {
     let project = build::project();
     let git = Command::new("git")
         .args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"])
         .current_dir(project)
         .env("GIT_CEILING_DIRECTORIES", project.parent().unwrap_or(project))
+        .env("LC_ALL", "C")
         .output();
     let Ok(git) = git else { return Ok(None) };
-    if git.status.success() {
-        return Ok(Some(String::from_utf8(git.stdout)?.trim().to_owned()));
+    let error = String::from_utf8_lossy(&git.stderr);
+    match git.status.success() {
+        true => Ok(Some(String::from_utf8(git.stdout)?.trim().to_owned())),
+        false if error.contains("not a git repository") => Ok(None),
+        // Such as a repository of another user: git says how to trust it.
+        false => bail!("git cannot read the commit of the sources: {error}"),
     }
-    if String::from_utf8_lossy(&git.stderr).contains("safe.directory") {
-        bail!(
-            "git does not tell the commit of the sources, because another user owns {0}; to trust \
-             that user, run: git config --global --add safe.directory '{0}'",
-            project.display()
-        );
-    }
-    Ok(None)
 }
 
 /// The variable that reproducible builds take their time from; 1970 without it.
@@ -241,43 +227,42 @@ impl Selection {
     /// The targets to build for, in the order of [`TARGETS`].
     pub fn targets(&self) -> Result<Vec<&'static Target>> {
         // The variant may be left out.
-        let matches = |wanted: &str, target: &Target| {
-            let rest = target.platform.strip_prefix(wanted);
-            wanted == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
+        let is_named = |name: &str, target: &Target| {
+            let rest = target.platform.strip_prefix(name);
+            name == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
         };
-        let native = TARGETS.iter().find(|target| target.is_native());
-        let native = || vec![native.map_or(ARCH, |target| target.platform).to_owned()];
-        let wanted = if self.platform.is_empty() { native() } else { self.platform.clone() };
-        for name in &wanted {
+        for name in &self.platform {
             let known: Vec<_> = TARGETS.iter().map(|target| target.platform).collect();
             ensure!(
-                TARGETS.iter().any(|target| matches(name, target)),
+                TARGETS.iter().any(|target| is_named(name, target)),
                 "unknown platform {name:?}; use `all` or some of: {}",
                 known.join(", ")
             );
         }
-        let is_wanted = |target: &&Target| wanted.iter().any(|name| matches(name, target));
-        Ok(TARGETS.iter().filter(is_wanted).collect())
+        let is_wanted = |target: &&Target| match &self.platform[..] {
+            [] => target.is_native(),
+            names => names.iter().any(|name| is_named(name, target)),
+        };
+        let targets: Vec<_> = TARGETS.iter().filter(is_wanted).collect();
+        ensure!(!targets.is_empty(), "this machine's architecture has no image; use --platform");
+        Ok(targets)
     }
 }
 
 impl Variant {
-    fn build(target: &'static Target, annotations: &Value, timestamp: u32) -> Result<Self> {
-        let binary = target.build()?;
-        let binary = fs::read(&binary)
-            .with_context(|| format!("cannot read the binary {}", binary.display()))?;
+    fn new(target: &'static Target, annotations: &Value, timestamp: u32) -> Result<Self> {
+        let binary = fs::read(target.build()?)?;
 
         let mut archive = Archive::new(Vec::new());
         append(&mut archive, "pause", &binary, 0o755, timestamp)?;
         let archive = archive.into_inner()?;
-        // Zopfli compresses better. But it calculates with floating point, so that nobody could
-        // promise the same bytes on every machine.
+        // Zopfli compresses better, but with floating point, which may differ between machines.
         let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
         gzip.write_all(&archive)?;
         let layer = Blob::new(LAYER, gzip.finish()?);
 
-        let created = humantime::format_rfc3339(UNIX_EPOCH + Duration::from_secs(timestamp.into()));
-        let created = created.to_string();
+        let created = UNIX_EPOCH + Duration::from_secs(timestamp.into());
+        let created = humantime::format_rfc3339(created).to_string();
         // The platform's fields are those of the configuration, too.
         let mut config = platform(target);
         config["created"] = json!(created);
@@ -290,25 +275,24 @@ impl Variant {
         config["rootfs"] = json!({ "type": "layers", "diff_ids": [sha256(&archive)] });
         config["history"] = json!([{ "created": created, "created_by": "cargo xtask image" }]);
         let config = Blob::json(CONFIG, config);
-        let manifest = json!({
-            "schemaVersion": 2,
-            "mediaType": MANIFEST,
-            "config": config.descriptor,
-            "layers": [layer.descriptor],
-            "annotations": annotations,
-        });
-        let manifest = Blob::json(MANIFEST, manifest);
+        let manifest = Blob::json(
+            MANIFEST,
+            json!({
+                "schemaVersion": 2,
+                "mediaType": MANIFEST,
+                "config": config.descriptor,
+                "layers": [layer.descriptor],
+                "annotations": annotations,
+            }),
+        );
         Ok(Self { target, binary, layer, config, manifest })
     }
 }
 
 impl Blob {
     fn new(media_type: &str, bytes: Vec<u8>) -> Self {
-        let descriptor = json!({
-            "mediaType": media_type,
-            "digest": sha256(&bytes),
-            "size": bytes.len(),
-        });
+        let digest = sha256(&bytes);
+        let descriptor = json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() });
         Self { bytes, descriptor }
     }
 
@@ -328,8 +312,7 @@ fn product() -> Result<Value> {
     let metadata = build::stdout_of(cargo.args(["--no-deps", "--format-version=1"]))?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let mut packages = metadata["packages"].as_array().into_iter().flatten();
-    let product = packages.find(|package| package["name"] == "pause");
-    Ok(product.context("the project has no product")?.clone())
+    Ok(packages.find(|it| it["name"] == "pause").context("there is no package pause")?.clone())
 }
 
 fn list(manifests: &[Value]) -> Value {
@@ -349,14 +332,14 @@ fn text(mut value: Value) -> Vec<u8> {
     value.to_string().into_bytes()
 }
 
-/// What a registry calls these bytes.
-pub fn sha256(bytes: &[u8]) -> String {
+/// The digest of bytes, as registries write it.
+fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)))
 }
 
 type Archive = tar::Builder<Vec<u8>>;
 
-/// Appends a file of root's to a ustar archive.
+/// Appends a file that belongs to root to a ustar archive.
 fn append(to: &mut Archive, path: &str, bytes: &[u8], mode: u32, mtime: u32) -> Result<()> {
     let mut header = tar::Header::new_ustar();
     header.set_size(bytes.len() as u64);
@@ -382,24 +365,21 @@ fn reference(text: &str) -> Result<String> {
 /// Writes the binaries and SHA256SUMS into a directory that is new or empty.
 fn write_binaries(directory: &Path, variants: &[Variant]) -> Result<()> {
     let parent = directory.parent().context("it is not a directory")?;
-    let parent = if parent == Path::new("") { Path::new(".") } else { parent };
     fs::create_dir_all(parent)?;
-    let new = tempfile::tempdir_in(parent)?;
+    let executable = Permissions::from_mode(0o755);
+    let new = tempfile::Builder::new().permissions(executable.clone()).tempdir_in(parent)?;
     let mut sums = String::new();
     for Variant { target, binary, .. } in variants {
-        // There is no arm64 but v8.
+        // arm64 has no other variant.
         let platform = target.platform.trim_end_matches("/v8").replace('/', "-");
         let name = format!("pause-{platform}");
-        let path = new.path().join(&name);
-        fs::write(&path, binary)?;
-        fs::set_permissions(path, Permissions::from_mode(0o755))?;
+        fs::write(new.path().join(&name), binary)?;
+        fs::set_permissions(new.path().join(&name), executable.clone())?;
         sums += &format!("{}  {name}\n", sha256(binary).trim_start_matches("sha256:"));
     }
     fs::write(new.path().join("SHA256SUMS"), sums)?;
-    fs::set_permissions(new.path(), Permissions::from_mode(0o755))?;
-    // It replaces an empty directory, and fails if there is something in it.
-    fs::rename(new.path(), directory)?;
-    Ok(())
+    // This replaces an empty directory, and fails if there is something in it.
+    Ok(fs::rename(new.path(), directory)?)
 }
 
 /// Writes a file, and creates its directory.
@@ -410,7 +390,7 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         let mode = Permissions::from_mode(0o666);
         let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(directory)?;
         file.write_all(bytes)?;
-        file.persist(path).map_err(|error| error.error)?;
+        file.persist(path)?;
         Ok(())
     };
     write().with_context(|| format!("cannot write {}", path.display()))

@@ -14,7 +14,7 @@ pub fn run(selection: &Selection) -> Result<()> {
 /// Builds the image and returns its sizes. Fails if one is over its budget.
 pub fn table(selection: &Selection) -> Result<String> {
     let recipe = Recipe { selection: selection.clone(), ..Recipe::default() };
-    let image = Image::build(&recipe)?;
+    let image = Image::new(&recipe)?;
     let mut parts = Vec::new();
     let mut archive = 0;
     for Variant { target, binary, layer, .. } in &image.variants {

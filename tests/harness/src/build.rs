@@ -2,9 +2,8 @@
 
 use crate::target::Target;
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
-use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
+use serde_json::{Deserializer, Value};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::LazyLock;
@@ -20,17 +19,14 @@ pub enum Flavor {
 }
 
 /// The top directory of the sources: the one that `PAUSE_PROJECT` names, else the first one upwards from
-/// the directory that cargo runs a program for, or from the current one. It is found at run time, because
-/// cargo runs the same program in a copy of the sources that was made together with `target/`.
+/// the current one. It is found at run time, because cargo runs the same program in a copy of the sources
+/// that was made together with `target/`.
 pub fn project() -> &'static Path {
     static PROJECT: LazyLock<PathBuf> = LazyLock::new(|| {
-        let is_project = |path: &&Path| path.join("tests/harness/Cargo.toml").exists();
         let current = env::current_dir().unwrap_or_default();
-        let starts = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
-        let starts: Vec<_> = starts.into_iter().chain([current.clone()]).collect();
-        let found = || starts.iter().find_map(|start| start.ancestors().find(is_project));
+        let found = current.ancestors().find(|it| it.join("tests/harness/Cargo.toml").exists());
         // Without sources, cargo's own error names the directory.
-        let default = || found().unwrap_or(&current).to_owned();
+        let default = || found.unwrap_or(&current).to_owned();
         let project = env::var_os("PAUSE_PROJECT").map_or_else(default, PathBuf::from);
         project.canonicalize().unwrap_or(project)
     });
@@ -71,11 +67,9 @@ impl Target {
 /// `PAUSE_FOREIGN_RUSTC` names, for toolchains that are not rustup's.
 pub fn find_core(target: &str) -> Result<OsString> {
     for rustc in env::var_os("PAUSE_FOREIGN_RUSTC").into_iter().chain([usual_rustc()]) {
-        let folder =
-            stdout_of(Command::new(&rustc).args(["--print=target-libdir", "--target", target]))?;
-        let files = fs::read_dir(folder.trim()).into_iter().flatten().flatten();
-        let mut names = files.map(|file| file.file_name());
-        if names.any(|name| name.as_encoded_bytes().starts_with(b"libcore-")) {
+        let libraries = print(&rustc, &["--print=target-libdir", "--target", target])?;
+        let mut files = fs::read_dir(libraries).into_iter().flatten().flatten();
+        if files.any(|file| file.file_name().as_encoded_bytes().starts_with(b"libcore-")) {
             return Ok(rustc);
         }
     }
@@ -86,10 +80,20 @@ fn usual_rustc() -> OsString {
     env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())
 }
 
+/// The path that a compiler prints.
+fn print(rustc: &OsStr, options: &[&str]) -> Result<PathBuf> {
+    Ok(stdout_of(Command::new(rustc).args(options))?.trim().into())
+}
+
+/// The directory of the usual toolchain, which has `bin/rustc`.
+pub fn sysroot() -> Result<PathBuf> {
+    print(&usual_rustc(), &["--print=sysroot"])
+}
+
 /// The linker that comes with the usual compiler, for every target.
 fn linker() -> Result<PathBuf> {
-    let folder = stdout_of(Command::new(usual_rustc()).arg("--print=target-libdir"))?;
-    let linker = Path::new(folder.trim()).with_file_name("bin").join("rust-lld");
+    let libraries = print(&usual_rustc(), &["--print=target-libdir"])?;
+    let linker = libraries.with_file_name("bin").join("rust-lld");
     ensure!(linker.exists(), "the Rust toolchain has no rust-lld at {}", linker.display());
     Ok(linker)
 }
@@ -101,11 +105,7 @@ pub fn cargo(subcommand: &str) -> Command {
     command
 }
 
-/// Runs a command in the project and returns its stdout.
-///
-/// # Errors
-///
-/// Returns an error if the command fails, too.
+/// Runs a command in the project and returns its stdout. Fails if the command does.
 pub fn stdout_of(command: &mut Command) -> Result<String> {
     let output = command.current_dir(project()).stderr(Stdio::inherit()).output();
     let output = output.with_context(|| format!("cannot run {command:?}"))?;
@@ -113,26 +113,21 @@ pub fn stdout_of(command: &mut Command) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// What Cargo.toml says of the release profile or leaves to cargo's defaults. It can be set for single
-/// packages, too.
-const OF_PACKAGES: [&str; 6] = [
+/// The release profile, as Cargo.toml and cargo's defaults have it.
+const PROFILE: [&str; 8] = [
     "codegen-units=1",
     "debug=false",
     "debug-assertions=false",
+    "lto=true",
     "opt-level=\"z\"",
     "overflow-checks=false",
+    "panic=\"abort\"",
     "strip=true",
 ];
 
-/// What is the same for all packages.
-const OF_THE_PROFILE: [&str; 2] = ["lto=true", "panic=\"abort\""];
-
-/// Variables for cargo and its compiler that say where to work and how to reach a registry, and not what
-/// to build.
-const HARMLESS: [&str; 11] = [
-    "CARGO_BUILD_BUILD_DIR",
-    "CARGO_BUILD_JOBS",
-    "CARGO_BUILD_TARGET_DIR",
+/// How variables for cargo and its compiler begin that say where to work and how to reach a registry, and
+/// not what to build.
+const HARMLESS: [&str; 8] = [
     "CARGO_HOME",
     "CARGO_HTTP_",
     "CARGO_NET_",
@@ -155,10 +150,9 @@ fn build_command() -> Command {
     command.arg("--message-format=json-render-diagnostics");
     for (name, _) in env::vars_os() {
         let text = name.to_string_lossy();
-        let is_for_rust =
-            ["CARGO", "RUST"].iter().any(|it| text.trim_start_matches('_').starts_with(it));
-        let is_harmless = HARMLESS.iter().any(|it| text.starts_with(it));
-        if is_for_rust && !is_harmless || OF_LINKERS.contains(&&*text) {
+        let begins = |with: &[&str]| with.iter().any(|start| text.starts_with(start));
+        let is_for_rust = begins(&["CARGO", "RUST", "__CARGO"]) && !begins(&HARMLESS);
+        if is_for_rust || OF_LINKERS.contains(&&*text) {
             command.env_remove(name);
         }
     }
@@ -167,33 +161,19 @@ fn build_command() -> Command {
         command.env(name, "");
     }
     command.env("CARGO_INCREMENTAL", "0").env("RUSTC", usual_rustc());
-    // What the command line says stands above all else.
-    for setting in OF_PACKAGES {
-        for table in ["", "package.pause.", "package.\"*\"."] {
-            command.arg(format!("--config=profile.release.{table}{setting}"));
-        }
-    }
-    command.args(OF_THE_PROFILE.map(|setting| format!("--config=profile.release.{setting}")));
+    // The command line stands above all else.
+    command.args(PROFILE.map(|setting| format!("--config=profile.release.{setting}")));
     command
 }
 
 /// Runs a build and returns the path of the binary.
 fn binary_of(mut build: Command) -> Result<PathBuf> {
-    let mut child = build.stdout(Stdio::piped()).spawn().context("cannot run cargo")?;
-    let messages = BufReader::new(child.stdout.take().expect("stdout is piped"));
-    let mut binary = None;
-    for message in messages.lines() {
-        let message: Value = serde_json::from_str(&message?).context("cannot read from cargo")?;
-        binary = message["executable"].as_str().map(PathBuf::from).or(binary);
-    }
-    let status = child.wait()?;
-    ensure!(status.success(), "cargo cannot build the program, see above: {status}");
-    binary.with_context(|| format!("{build:?} made no binary"))
-}
-
-/// Builds the program behind `cargo xtask`, with all of its tasks, and returns its path.
-pub fn build_xtask() -> Result<PathBuf> {
-    build_program("xtask")
+    let build = build.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
+    ensure!(build.status.success(), "cargo cannot build the program, see above: {}", build.status);
+    let messages = Deserializer::from_slice(&build.stdout).into_iter::<Value>();
+    let messages = messages.collect::<Result<Vec<_>, _>>().context("cannot read from cargo")?;
+    let binary = messages.iter().rev().find_map(|message| message["executable"].as_str());
+    Ok(binary.context("cargo made no binary")?.into())
 }
 
 /// Builds the program of a package of the workspace and returns its path.
@@ -203,17 +183,11 @@ pub fn build_program(package: &str) -> Result<PathBuf> {
     binary_of(command)
 }
 
-/// The directory of the usual toolchain, which has `bin/rustc`.
-pub fn sysroot() -> Result<PathBuf> {
-    Ok(stdout_of(Command::new(usual_rustc()).arg("--print=sysroot"))?.trim().into())
-}
-
-/// Copies the sources, all that is not made from them, into an existing directory.
-pub fn copy_sources(folder: &Path) -> Result<()> {
+/// Copies the sources, without `target` and `.git`, into an existing directory.
+pub fn copy_sources(directory: &Path) -> Result<()> {
     let entries = fs::read_dir(project())?.collect::<Result<Vec<_>, _>>()?;
     let sources = entries.iter().map(|entry| entry.path());
     let sources = sources.filter(|path| !path.ends_with("target") && !path.ends_with(".git"));
-    let status = Command::new("cp").arg("-R").args(sources).arg(folder).status()?;
-    ensure!(status.success(), "cannot copy the sources to {}: {status}", folder.display());
+    stdout_of(Command::new("cp").arg("-R").args(sources).arg(directory))?;
     Ok(())
 }
