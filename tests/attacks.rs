@@ -1,15 +1,15 @@
 //! Attacks of a hostile container on PID 1 of a pod whose PID namespace it shares. They run against the
 //! release binary, without a seccomp filter and without an LSM profile.
 //!
-//! Each attack is first made on an unprotected process, and has to succeed there: otherwise a refusal
-//! would prove nothing. What the kernel alone decides is not tried here; docs/security.md lists it.
+//! Each attack first runs against an unprotected process, where it has to succeed: otherwise its failure
+//! would prove nothing. docs/security.md lists what the kernel alone decides, and what is not tested here.
 
 use anyhow::{Context, Result, bail, ensure};
 use caps::{CapSet, CapsHashSet};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::spawn;
-use harness::proc::{activity, set_limit, state, wait_until};
+use harness::proc::{activity, state, wait_until};
 use harness::sandbox::{self, STOPPED, Setup, USER, become_user, ensure_inside};
 use harness::trial::{Trials, obstacle};
 use nix::errno::Errno;
@@ -26,6 +26,7 @@ use std::mem::zeroed;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::ptr::null_mut;
 use std::{fs, thread};
 
 /// A way to attack a process.
@@ -43,8 +44,8 @@ struct Attack {
 /// What an attack does to PID 1.
 #[derive(PartialEq)]
 enum Outcome {
-    /// The kernel refuses the attack.
-    Refused,
+    /// The kernel denies access.
+    Denied,
     /// The kernel drops the signals without waking PID 1.
     Dropped,
     /// PID 1 is woken and sleeps again.
@@ -52,10 +53,10 @@ enum Outcome {
     /// PID 1 exits with 0.
     Exits,
 }
-use Outcome::{Dropped, Exits, Ignored, Refused};
+use Outcome::{Denied, Dropped, Exits, Ignored};
 
 const ATTACKS: &[Attack] = &[
-    Attack { name: "proc_root", run: list_root, as_same_user: true, outcome: Refused },
+    Attack { name: "proc_root", run: list_root, as_same_user: true, outcome: Denied },
     Attack { name: "sigterm_and_sigint", run: terminate, as_same_user: false, outcome: Ignored },
     Attack { name: "sigqueue", run: queue_each_code, as_same_user: false, outcome: Ignored },
     Attack { name: "sigio", run: send_sigio, as_same_user: false, outcome: Ignored },
@@ -75,8 +76,8 @@ const DOCKER_CAPABILITIES: &str = "CAP_AUDIT_WRITE CAP_CHOWN CAP_DAC_OVERRIDE CA
 /// What the attacker prints when the attack on the unprotected process has succeeded.
 const CONTROL: &str = "the unprotected process was attacked\n";
 
-/// What the attacker prints if the kernel refuses the attack on PID 1.
-const REFUSED: &str = "refused\n";
+/// What the attacker prints if the kernel denies it access to PID 1.
+const DENIED: &str = "access denied\n";
 
 helper!(ATTACKER = attack);
 
@@ -90,7 +91,7 @@ fn main() -> Result<ExitCode> {
     for attack in ATTACKS {
         for attacker in ATTACKERS {
             // `cap_ptrace_access_check` refuses this to every nested user namespace.
-            if attack.outcome == Refused && attacker == "nested" {
+            if attack.outcome == Denied && attacker == "nested" {
                 continue;
             }
             let no_attacker = no_root.clone().filter(|_| attacker == "root");
@@ -114,8 +115,8 @@ fn check(setup: Setup, attack: &Attack, attacker: &str) -> Result<()> {
     let output = sandbox.command(&ATTACKER).args([attack.name, attacker]).output()?;
     let (stdout, stderr) =
         (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    let refusal = if attack.outcome == Refused { REFUSED } else { "" };
-    ensure!(stdout == format!("{CONTROL}{refusal}"), "stdout: {stdout:?}, stderr: {stderr:?}");
+    let denial = if attack.outcome == Denied { DENIED } else { "" };
+    ensure!(stdout == format!("{CONTROL}{denial}"), "stdout: {stdout:?}, stderr: {stderr:?}");
     if attack.outcome == Exits {
         // The attacker is killed together with PID 1.
         return sandbox.ends(0, STOPPED);
@@ -146,7 +147,7 @@ fn attack(arguments: &[OsString]) -> Result<()> {
     let control = spawn(be_unprotected)?;
     wait_until("the unprotected process sleeps", || state(control) == Some('S'))?;
     (attack.run)(control).context("the attack fails on an unprotected process")?;
-    if attack.outcome != Refused {
+    if attack.outcome != Denied {
         let has_effect = || state(control) == Some('Z');
         wait_until("the unprotected process has ended", has_effect)?;
     }
@@ -155,7 +156,7 @@ fn attack(arguments: &[OsString]) -> Result<()> {
         unshare(CloneFlags::CLONE_NEWPID)?;
     }
     match (attack.run)(Pid::from_raw(1)) {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => print!("{REFUSED}"),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => print!("{DENIED}"),
         result => result?,
     }
     Ok(())
@@ -188,7 +189,7 @@ fn become_attacker(attacker: &OsString, as_same_user: bool) -> Result<()> {
     Ok(())
 }
 
-/// Sleeps as PID 1 does, but protects itself from nothing.
+/// Sleeps as PID 1 does, but without any protection.
 fn be_unprotected() -> Result<()> {
     // It holds the attacker's stdout open, so it ends with the attacker.
     set_pdeathsig(Signal::SIGKILL)?;
@@ -244,7 +245,7 @@ fn queue_each_code(pid: Pid) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the kernel send SIGTERM with a positive code, because a socket has input.
+/// Makes the kernel send SIGTERM with a positive code, because a socket has input.
 fn send_sigio(pid: Pid) -> io::Result<()> {
     const F_SETSIG: c_int = 10;
     let (socket, mut peer) = UnixStream::pair()?;
@@ -263,6 +264,10 @@ fn send_sigio(pid: Pid) -> io::Result<()> {
 
 /// Makes the kernel drop the siginfo of a SIGTERM, because no signal may be queued for the process.
 fn lose_siginfo(pid: Pid) -> io::Result<()> {
-    set_limit(pid, libc::RLIMIT_SIGPENDING, 0)?;
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call reads a limit and writes none.
+    Errno::result(unsafe {
+        libc::prlimit(pid.as_raw(), libc::RLIMIT_SIGPENDING, &none, null_mut())
+    })?;
     queue(pid, libc::SI_QUEUE)
 }

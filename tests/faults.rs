@@ -1,25 +1,24 @@
-//! What goes wrong around the process, tried on the release binary: system calls that fail, and signals
-//! at a bad time.
+//! Faults injected around the release binary: system calls that fail, and signals during start-up.
 //!
-//! Each trial is a helper in a sandbox that starts many processes of `/pause`, see [`Spawn`], as PID 1
-//! and not as PID 1. Only the native freestanding binary is tried: the hosted flavor and emulators make
-//! additional system calls.
+//! Each trial is a helper in a sandbox that starts `/pause` many times, see [`Spawn`], as PID 1 and not as
+//! PID 1. Only the native freestanding binary is tested: the hosted flavor and emulators make additional
+//! system calls.
 
 #![expect(clippy::incompatible_msrv, reason = "only the product supports an older Rust")]
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use harness::build::Flavor;
 use harness::calls::{self, Call, Refused};
 use harness::helper;
 use harness::helper::{Helper, spawn, spawn_with};
 use harness::orphans::number;
 use harness::proc::{SLEEPING_CALL, children, is_asleep, wait_until};
-use harness::sandbox::{self, End, STOPPED, Sandbox, Setup, USER, WARNING, become_user};
-use harness::trial::{Trials, obstacle};
+use harness::sandbox::{self, End, STOPPED, Setup, USER, WARNING, become_user, end_of};
+use harness::trial::{Test, Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -32,62 +31,58 @@ use std::process::ExitCode;
 use std::sync::LazyLock;
 use std::{mem, thread};
 
-helper!(INSIDE = inside);
-helper!(REFUSED = refused);
+helper!(RUN_TEST = run_test);
+helper!(REFUSE_CALL = refuse_call);
 
-/// A trial that needs nothing but a sandbox. It is run as PID 1, and as another process.
-type InSandbox = (&'static str, fn(bool) -> Result<()>);
+/// A test that starts processes, as PID 1 or as another process.
+type FaultTest = Test<fn(bool) -> Result<()>>;
 
-const IN_SANDBOX: &[InSandbox] = tests![
+const TESTS: &[FaultTest] = tests![
     its_system_calls_are_those_listed,
     the_listed_system_calls_are_enough,
     exits_without_exit_group,
     sigterm_before_any_instruction,
-    sigterm_at_the_death_of_its_parent,
 ];
+
+/// The sandboxes to start processes in.
+static SETUP: LazyLock<Result<Setup>> = LazyLock::new(|| Setup::of(Flavor::Freestanding));
 
 fn main() -> ExitCode {
     let mut trials = Trials::new();
     let no_sandbox = obstacle(sandbox::is_available());
-    for (name, _) in IN_SANDBOX {
-        let run = || run_in_sandbox(&INSIDE, name);
+    let mut add = |name: &str, helper: &'static Helper, argument: String| {
+        let run = move || {
+            let setup = SETUP.as_ref().map_err(|error| anyhow!("{error:#}"))?;
+            setup.clone().asleep()?.run(helper, &[&argument]).map(drop)
+        };
         trials.add(format!("freestanding::{name}"), no_sandbox.clone(), run);
+    };
+    for test in TESTS {
+        add(test.name, &RUN_TEST, test.name.to_owned());
     }
     for (index, call) in calls::until_asleep(false).enumerate() {
-        let run = move || run_in_sandbox(&REFUSED, &index.to_string());
-        trials.add(format!("freestanding::refused::{}", call.name), no_sandbox.clone(), run);
+        add(&format!("refused::{}", call.name), &REFUSE_CALL, index.to_string());
     }
     trials.run()
 }
 
-fn run_in_sandbox(helper: &Helper, argument: &str) -> Result<()> {
-    sandbox()?.run(helper, &[argument]).map(drop)
-}
-
-/// A sandbox to start processes in.
-fn sandbox() -> Result<Sandbox> {
-    static SETUP: LazyLock<Setup> =
-        LazyLock::new(|| Setup::of(Flavor::Freestanding).expect("the release binary can be built"));
-    SETUP.clone().asleep()
-}
-
-/// Runs a trial by its name.
-fn inside(arguments: &[OsString]) -> Result<()> {
-    let (_, run) = IN_SANDBOX.iter().find(|(name, _)| arguments == [*name]).context("no trial")?;
+/// Runs the test that the argument names.
+fn run_test(arguments: &[OsString]) -> Result<()> {
+    let test = TESTS.iter().find(|test| arguments == [test.name]).context("no such test")?;
     for is_init in [true, false] {
-        run(is_init).with_context(|| format!("PID 1: {is_init}"))?;
+        (test.run)(is_init).with_context(|| format!("PID 1: {is_init}"))?;
     }
     Ok(())
 }
 
 // System calls.
 
-/// Refuses a system call with every errno.
-fn refused(arguments: &[OsString]) -> Result<()> {
+/// Refuses a system call, given by its index, with every errno.
+fn refuse_call(arguments: &[OsString]) -> Result<()> {
     let call = calls::until_asleep(false).nth(number(arguments)?).context("no such call")?;
     for errno in 1..=libc::EHWPOISON {
         for is_init in [true, false] {
-            refuse(call, errno, is_init).with_context(|| {
+            check_refused_call(call, errno, is_init).with_context(|| {
                 let error = io::Error::from_raw_os_error(errno);
                 format!("{} is refused, PID 1 {is_init}: {error}", call.name)
             })?;
@@ -96,14 +91,14 @@ fn refused(arguments: &[OsString]) -> Result<()> {
     Ok(())
 }
 
-fn refuse(call: &Call, errno: i32, is_init: bool) -> Result<()> {
+fn check_refused_call(call: &Call, errno: i32, is_init: bool) -> Result<()> {
     let prepare = || {
         spawn_child()?;
         seccomp::refuse(call.number, call.first, errno)
     };
-    let process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
+    let process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
     let stderr = match call.refused {
-        // A filter cannot be distinguished from a handler that returned.
+        // To the process, EINTR of the filter looks as if a handler had returned.
         Refused::Fails(_) if call.number == SLEEPING_CALL && errno == libc::EINTR => {
             let stat = || Process::new(process.pid.as_raw())?.stat();
             let calls = || stat().is_ok_and(|it| it.utime + it.stime > 0);
@@ -130,7 +125,7 @@ fn messages(is_init: bool) -> String {
 
 /// Waits until the process sleeps, kills its children, which have to be reaped, and ends it.
 fn reaps_and_stops(mut process: PauseProcess, stderr: &str) -> Result<()> {
-    process.wait_settled()?;
+    process.wait_until_asleep_or_changed()?;
     ensure!(!process.has_ended(), "it ended: {:?}", process.wait_with_stderr()?);
     for child in children(process.pid) {
         kill(child, Signal::SIGKILL)?;
@@ -161,18 +156,19 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
         .map(|call| (call.number, call.first))
         .chain(last.map(|&number| (number, None)))
         .collect();
-    let mut process = Spawn { is_init, argument: None, prepare: &|| Ok(()) }.spawn_traced()?;
+    let mut process = Spawn::new(is_init).spawn_traced()?;
     let mut is_next_from_inside = is_init;
     let mut made = Vec::new();
     let mut signal = None;
     // One call too many is enough to fail.
     while made.len() <= expected.len() {
         ptrace::syscall(process.pid, signal.take())?;
-        process.wait_settled()?;
+        process.wait_until_asleep_or_changed()?;
         if process.status.is_none() {
-            match mem::take(&mut is_next_from_inside) {
-                true => terminate_from_inside(process.pid)?,
-                false => process.signal(Signal::SIGTERM)?,
+            if mem::take(&mut is_next_from_inside) {
+                terminate_from_inside(process.pid)?;
+            } else {
+                process.signal(Signal::SIGTERM)?;
             }
             process.wait()?;
         }
@@ -194,7 +190,7 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
     Ok(())
 }
 
-/// Lets a process in the PID namespace of `init` send SIGTERM to it.
+/// Sends SIGTERM to PID 1 from a process in its PID namespace.
 fn terminate_from_inside(init: Pid) -> Result<()> {
     let joiner = spawn(|| {
         setns(File::open(format!("/proc/{init}/ns/pid"))?, CloneFlags::CLONE_NEWPID)?;
@@ -210,29 +206,29 @@ fn the_listed_system_calls_are_enough(is_init: bool) -> Result<()> {
         spawn_child()?;
         seccomp::allow_only(calls::all())
     };
-    let start = Spawn { is_init, argument: None, prepare: &prepare };
-    reaps_and_stops(start.spawn()?, &messages(is_init))?;
+    let spawn = Spawn { prepare: &prepare, ..Spawn::new(is_init) };
+    reaps_and_stops(spawn.spawn()?, &messages(is_init))?;
     for argument in [c"--version", c"--help"] {
-        let (end, _) = Spawn { argument: Some(argument), ..start }.spawn()?.wait_with_stderr()?;
+        let (end, _) = Spawn { argument: Some(argument), ..spawn }.spawn()?.wait_with_stderr()?;
         ensure!(end == Ok(0), "{argument:?}: {end:?}");
     }
     Ok(())
 }
 
-/// What the kernel answers `Arch::trap` of the product with.
+/// The signal by which the kernel answers the instruction `Abi::TRAP` of the product.
 const TRAP: Signal = cfg_select! {
     any(target_arch = "loongarch64", target_arch = "powerpc64") => Signal::SIGTRAP,
     _ => Signal::SIGILL,
 };
 
-/// Refuses exit_group(2), then exit(2) as well: the process ends all the same.
+/// Refuses exit_group(2), then exit(2) as well: the process ends in any case.
 fn exits_without_exit_group(is_init: bool) -> Result<()> {
     let calls = [libc::SYS_exit_group, libc::SYS_exit];
     for (refused, expected) in [(&calls[..1], Ok(0)), (&calls, Err(TRAP))] {
         let prepare =
             || refused.iter().try_for_each(|&call| seccomp::refuse(call, None, libc::EPERM));
-        let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
-        process.wait_settled()?;
+        let mut process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
+        process.wait_until_asleep_or_changed()?;
         process.signal(Signal::SIGTERM)?;
         let (end, stderr) = process.wait_with_stderr()?;
         ensure!(end == expected && stderr == messages(is_init), "{end:?}, {stderr:?}");
@@ -242,30 +238,30 @@ fn exits_without_exit_group(is_init: bool) -> Result<()> {
 
 // Time.
 
-/// Sends SIGTERM before the first instruction, before the second, and so on until it sleeps: PID 1
-/// ignores it, and any other process dies of it, as long as there is no handler; from then on, or if
-/// it waits behind a mask until then, it ends the process with exit code 0. A process that runs
+/// Sends SIGTERM before the first instruction, before the second, and so on until it sleeps. While
+/// there is no handler, PID 1 does not get the signal, and any other process dies of it. From then on,
+/// or if the signal waits behind a mask until then, the process exits with 0. A process that runs
 /// meanwhile may have got its handler.
 fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
-    let deaf = || Ok(SigSet::all().thread_set_mask()?);
-    let begin = Spawn { is_init, argument: None, prepare: &|| Ok(()) };
-    let begin_deaf = Spawn { prepare: &deaf, ..begin };
-    for (start, is_deaf, runs) in
-        [(begin, false, false), (begin, false, true), (begin_deaf, true, false)]
+    let block = || Ok(SigSet::all().thread_set_mask()?);
+    let open = Spawn::new(is_init);
+    let blocked = Spawn { prepare: &block, ..open };
+    for (spawn, is_blocked, runs) in
+        [(open, false, false), (open, false, true), (blocked, true, false)]
     {
         let mut instructions = 0;
-        let mut process = start.spawn_traced()?;
+        let mut process = spawn.spawn_traced()?;
         while process.step()? {
             instructions += 1;
         }
         drop(process);
         for done in 0..=instructions {
-            let mut process = start.spawn_traced()?;
+            let mut process = spawn.spawn_traced()?;
             for _ in 0..done {
                 process.step()?;
             }
             let caught = Process::new(process.pid.as_raw())?.status()?.sigcgt;
-            let is_ready = is_deaf || caught >> (Signal::SIGTERM as i32 - 1) & 1 == 1;
+            let has_handler = caught >> (Signal::SIGTERM as i32 - 1) & 1 == 1;
             if runs {
                 ptrace::detach(process.pid, None)?;
                 process.signal(Signal::SIGTERM)?;
@@ -273,59 +269,24 @@ fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
                 process.signal(Signal::SIGTERM)?;
                 ptrace::detach(process.pid, None)?;
             }
-            let seen = early(process)?;
-            let is_allowed = match seen == OBEYED {
-                true => is_ready || runs,
-                false => !is_ready && seen == before_handler(is_init),
+            process.wait_until_asleep_or_changed()?;
+            let was_dropped = !process.has_ended();
+            process.signal(Signal::SIGTERM)?;
+            let (end, _) = process.wait_with_stderr()?;
+            let is_allowed = match (was_dropped, end) {
+                (false, Ok(0)) => has_handler || is_blocked || runs,
+                (true, Ok(0)) => !has_handler && !is_blocked && is_init,
+                (false, Err(Signal::SIGTERM)) => !has_handler && !is_blocked && !is_init,
+                _ => false,
             };
             ensure!(
                 is_allowed,
-                "after {done} of {instructions} instructions (deaf {is_deaf}, runs {runs}): {seen:?}"
+                "after {done} of {instructions} instructions (blocked {is_blocked}, runs {runs}): \
+                 dropped {was_dropped}, {end:?}"
             );
         }
     }
     Ok(())
-}
-
-/// The parent-death signal, which the kernel sends in the name of the parent, ends it.
-fn sigterm_at_the_death_of_its_parent(is_init: bool) -> Result<()> {
-    set_child_subreaper(true)?;
-    let (stderr, writer) = io::pipe()?;
-    let parent = spawn(|| {
-        let prepare = || {
-            dup2_stderr(&writer)?;
-            Ok(set_pdeathsig(Signal::SIGTERM)?)
-        };
-        let mut process = Spawn { is_init, argument: None, prepare: &prepare }.spawn()?;
-        process.wait_settled()?;
-        mem::forget(process);
-        Ok(())
-    })?;
-    drop(writer);
-    waitpid(parent, None)?;
-    let pid = *children(Pid::this()).first().context("the process was not adopted")?;
-    let end = PauseProcess { pid, stderr, status: None }.wait_with_stderr()?;
-    ensure!(end == (Ok(0), messages(is_init)), "{end:?}");
-    Ok(())
-}
-
-/// What becomes of a process that gets SIGTERM early: whether it sleeps, and has to get a second one,
-/// and how it ends.
-type Early = (bool, End);
-
-const OBEYED: Early = (false, Ok(0));
-
-/// What the kernel does: PID 1 does not get the signal.
-fn before_handler(is_init: bool) -> Early {
-    if is_init { (true, Ok(0)) } else { (false, Err(Signal::SIGTERM)) }
-}
-
-/// Sees what becomes of a process that SIGTERM was sent to.
-fn early(mut process: PauseProcess) -> Result<Early> {
-    process.wait_settled()?;
-    let sleeps = !process.has_ended();
-    process.signal(Signal::SIGTERM)?;
-    Ok((sleeps, process.wait_with_stderr()?.0))
 }
 
 // Processes.
@@ -342,6 +303,11 @@ struct Spawn<'a> {
 }
 
 impl Spawn<'_> {
+    /// Without argument and preparation.
+    fn new(is_init: bool) -> Self {
+        Spawn { is_init, argument: None, prepare: &|| Ok(()) }
+    }
+
     /// Starts the process. [`PauseProcess::wait_with_stderr`] returns errors that follow.
     fn spawn(self) -> Result<PauseProcess> {
         let (stderr, writer) = io::pipe()?;
@@ -404,7 +370,7 @@ impl PauseProcess {
     }
 
     /// Waits until the process sleeps or has ended.
-    fn wait_settled(&mut self) -> Result<()> {
+    fn wait_until_asleep_or_changed(&mut self) -> Result<()> {
         wait_until("the process sleeps or has ended", || self.has_changed() || is_asleep(self.pid))
     }
 
@@ -412,7 +378,7 @@ impl PauseProcess {
     /// sleeps now.
     fn step(&mut self) -> Result<bool> {
         ptrace::step(self.pid, None)?;
-        self.wait_settled()?;
+        self.wait_until_asleep_or_changed()?;
         match self.status {
             None => Ok(false),
             Some(WaitStatus::Stopped(_, Signal::SIGTRAP)) => Ok(true),
@@ -436,11 +402,7 @@ impl PauseProcess {
 
     /// Waits until the process has ended and returns how, and its stderr.
     fn wait_with_stderr(mut self) -> Result<(End, String)> {
-        let end = match self.wait()? {
-            WaitStatus::Exited(_, code) => Ok(code),
-            WaitStatus::Signaled(_, signal, _) => Err(signal),
-            status => bail!("unexpected {status:?}"),
-        };
+        let end = end_of(self.wait()?)?;
         let mut stderr = String::new();
         self.stderr.read_to_string(&mut stderr)?;
         Ok((end, stderr))

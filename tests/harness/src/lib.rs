@@ -7,7 +7,6 @@ pub mod helper;
 pub mod markdown;
 pub mod orphans;
 pub mod proc;
-mod root;
 pub mod sandbox;
 pub mod seccomp;
 pub mod target;

@@ -1,13 +1,12 @@
 //! Reads the state of processes from /proc, and waits for states.
 
 use anyhow::{Context, Result, ensure};
-use nix::errno::Errno;
 use nix::unistd::Pid;
 use procfs::process::{Process, Stat, all_processes};
 use procfs::{ProcError, ProcResult};
+use std::fs;
 use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 /// Limit for [`wait_until`], to make a failure of a hang.
 pub const TIMEOUT: Duration = Duration::from_secs(15);
@@ -125,13 +124,4 @@ fn sum_of(pid: Pid, kind: &str) -> Result<u64> {
     let rollup = Process::new(pid.as_raw())?.smaps_rollup()?.memory_map_rollup;
     let bytes = rollup.iter().find_map(|map| map.extension.map.get(kind));
     Ok(bytes.with_context(|| format!("smaps_rollup has no {kind}"))? / 1024)
-}
-
-/// Sets a limit of a process, the soft and the hard one, and returns what the hard one was.
-pub fn set_limit(pid: Pid, resource: u32, value: u64) -> io::Result<u64> {
-    let new = libc::rlimit { rlim_cur: value, rlim_max: value };
-    let mut old = new;
-    // SAFETY: the call reads a limit and writes one.
-    Errno::result(unsafe { libc::prlimit(pid.as_raw(), resource, &new, &mut old) })?;
-    Ok(old.rlim_max)
 }

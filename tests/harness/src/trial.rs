@@ -1,5 +1,5 @@
-//! Collects the trials of a test program and runs them: each passes, fails, or is ignored because of
-//! the machine.
+//! Collects the trials of a test program and runs them. A trial is one test on one thing, such as a
+//! flavor or a target: it passes, fails, or is ignored because of the machine.
 
 use crate::helper;
 use anyhow::{Result, anyhow};
@@ -9,8 +9,13 @@ use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
 
-/// The name of a test, and what it runs.
-pub type Test = (&'static str, fn() -> Result<()>);
+/// A function that tests something, with its name. [`tests!`](crate::tests!) makes lists of them.
+pub struct Test<F = fn() -> Result<()>> {
+    /// Name in the names of its trials.
+    pub name: &'static str,
+    /// The function.
+    pub run: F,
+}
 
 /// The trials of a test program.
 #[derive(Default)]
@@ -47,8 +52,8 @@ impl Trials {
 
     /// Adds a list that [`tests!`](crate::tests!) made, with one obstacle for all.
     pub fn add_all(&mut self, tests: &'static [Test], obstacle: Option<String>) {
-        for (name, test) in tests {
-            self.add(*name, obstacle.clone(), test);
+        for test in tests {
+            self.add(test.name, obstacle.clone(), test.run);
         }
     }
 
@@ -75,8 +80,8 @@ fn is_set(variable: &str) -> bool {
     env::var_os(variable).is_some_and(|value| value == "1")
 }
 
-/// A list of functions with their names: `tests![one, two]`.
+/// A list of [`Test`](trial::Test)s: `tests![function, another]`.
 #[macro_export]
 macro_rules! tests {
-    ($($name:ident),* $(,)?) => { &[$((stringify!($name), $name)),*] };
+    ($($name:ident),* $(,)?) => { &[$($crate::trial::Test { name: stringify!($name), run: $name }),*] };
 }
