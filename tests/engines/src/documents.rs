@@ -2,7 +2,7 @@
 //! node, to the next version and back.
 
 use crate::containerd::{crictl, exit_code};
-use crate::images::{self, ALL as IMAGE, BUSYBOX};
+use crate::images::{ALL as IMAGE, BUSYBOX};
 use crate::kubernetes::{Sandbox, kubectl, load, ready, sandbox};
 use crate::registry;
 use crate::scenario::Run;
