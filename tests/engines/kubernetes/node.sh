@@ -99,12 +99,25 @@ ip link set node up
 ip route add default dev node
 ip link add pods type bridge
 
+# Of version 1 of control groups, containerd and gVisor's shim look for the hierarchy that systemd keeps.
+# The other engines, which run before, would expect systemd behind it.
+if grep --quiet :name=systemd: /proc/self/cgroup; then
+  mkdir /sys/fs/cgroup/systemd
+  mount --types cgroup --options none,name=systemd cgroup /sys/fs/cgroup/systemd
+fi
+
 # What the kubelet mounts for pods has to reach containerd.
 mount --make-rshared /
 
 mkdir --parents /etc/kubernetes-node/conf.d /etc/kubernetes-node/cni
 printf '%s' "$2" >/etc/kubernetes-node/config.toml
 printf '%s' "$3" >/etc/kubernetes-node/conf.d/pause.toml
+cat >/etc/kubernetes-node/gvisor.toml <<GVISOR
+[runsc_config]
+platform = "systrap"
+network = "sandbox"
+ignore-cgroups = "true"
+GVISOR
 cat >/etc/kubernetes-node/cni/pods.conflist <<CNI
 {
   "cniVersion": "1.0.0", "name": "kubernetes", "plugins": [

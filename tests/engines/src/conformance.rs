@@ -31,16 +31,6 @@ const REASONS: [&str; 5] = [
     "no runtime handler found which supports user namespaces",
 ];
 
-/// Mounts the hierarchy of version 1 that systemd keeps, without which containerd finds no control
-/// group, and cannot tell what memory did; or unmounts it: other engines expect systemd behind it.
-const MOUNT: &str = r#"
-    folder=/sys/fs/cgroup/systemd
-    grep -q :name=systemd: /proc/self/cgroup || exit 0
-    mkdir $folder
-    mount -t cgroup -o none,name=systemd cgroup $folder
-"#;
-const UNMOUNT: &str = "! mountpoint -q $1 || { umount $1; rmdir $1; }";
-
 /// Number of tests that pass at least, so that a run that skips everything is not taken for one.
 const LEAST: usize = 100;
 
@@ -55,7 +45,6 @@ pub async fn test(context: &Context) -> Result<()> {
         (context.image.archive.display().to_string(), format!("{ADDRESS}/{ours}"));
     script("skopeo copy --quiet \"oci-archive:$1\" \"docker://$2\"", &[&archive, &ours]).await?;
 
-    script(MOUNT, &[]).await?;
     let expected = critest(&format!("{ADDRESS}/{upstream}")).await.context("upstream's pause")?;
     let results = critest(&ours).await?;
     for (name, result) in &results {
@@ -69,7 +58,6 @@ pub async fn test(context: &Context) -> Result<()> {
         results.len() - passed,
         results.len()
     ));
-    script(UNMOUNT, &["/sys/fs/cgroup/systemd"]).await?;
     registry.stop().await
 }
 

@@ -47,6 +47,14 @@ root = '/var/lib/kubernetes-node'
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ['/opt/kubernetes']
 conf_dir = '/etc/kubernetes-node/cni'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = 'io.containerd.runc.v2'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runsc]
+runtime_type = 'io.containerd.runsc.v1'
+runtime_path = '/project/tests/engines/kubernetes/gvisor/shim.sh'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runsc.options]
+TypeUrl = 'io.containerd.runsc.v1.options'
+ConfigPath = '/etc/kubernetes-node/gvisor.toml'
 [plugins.'io.containerd.cri.v1.runtime']
 ";
 
@@ -103,6 +111,7 @@ impl Column for Kubernetes {
             Scenario::Restart => restart(context).await?,
             Scenario::Killed => killed(context).await?,
             Scenario::Settings => settings(context).await?,
+            Scenario::Gvisor => gvisor(context).await?,
             Scenario::Garbage => garbage(context).await?,
             Scenario::Placeholder => placeholder(context).await?,
             Scenario::PrePull => pre_pull(context).await?,
@@ -284,6 +293,22 @@ async fn settings(context: &Context) -> Result<()> {
     same("the sandbox", sandbox("settings", context, 1000).await?, before)
 }
 
+async fn gvisor(context: &Context) -> Result<()> {
+    apply("tests/engines/kubernetes/gvisor.yaml", "privileged", context).await?;
+    ready("gvisor").await?;
+    let before = ready_sandbox("gvisor").await?;
+    for sender in ["root", "user"] {
+        let shell = async |script: &str| exec("gvisor", sender, script).await;
+        ensure!(shell("dmesg").await?.contains("gVisor"), "the kernel is another one");
+        // gVisor's kernel, unlike Linux, lets SIGHUP from inside end PID 1.
+        shell("kill -TERM 1 && kill -INT 1").await?;
+        is_init(&shell, USER).await?;
+        reaps(&shell).await?;
+    }
+    same("the sandbox", ready_sandbox("gvisor").await?, before)?;
+    delete(&["pod/gvisor", "runtimeclass/gvisor"]).await
+}
+
 async fn placeholder(context: &Context) -> Result<()> {
     apply("examples/placeholder.yaml", "restricted", context).await?;
     rolled_out("deployment/placeholder").await?;
@@ -414,12 +439,18 @@ async fn restarted(pod: &str, name: &str) -> Result<()> {
 
 /// The sandbox of a pod, whose pause has to sleep, as `user`.
 async fn sandbox(pod: &str, context: &Context, user: u32) -> Result<Sandbox> {
-    let pods = ["pods", "--quiet", "--state=ready", "--name", &format!("^{pod}$")];
-    let id = crictl(pods).await?;
-    ensure!(!id.is_empty() && !id.contains('\n'), "the ready sandboxes of the pod {pod}: {id:?}");
+    let id = ready_sandbox(pod).await?;
     let shown: Value = serde_json::from_str(&crictl(["inspectp", "--output=json", &id]).await?)?;
     let pid = shown["info"]["pid"].as_i64().context("the sandbox has no process")? as i32;
     host::asleep(pid, &context.binary, user).await?;
     let address = field(&format!("pod/{pod}"), ".status.podIP").await?;
     Ok(Sandbox { id, pid, address })
+}
+
+/// The ID of the only ready sandbox of a pod.
+async fn ready_sandbox(pod: &str) -> Result<String> {
+    let pods = ["pods", "--quiet", "--state=ready", "--name", &format!("^{pod}$")];
+    let id = crictl(pods).await?;
+    ensure!(!id.is_empty() && !id.contains('\n'), "the ready sandboxes of the pod {pod}: {id:?}");
+    Ok(id)
 }

@@ -62,6 +62,8 @@ pub enum Scenario {
     Platforms,
     /// Another user, limits and a restart policy, as the pod sets them.
     Settings,
+    /// In gVisor, by a RuntimeClass: PID 1 is `/pause`, which reaps, and SIGTERM and SIGINT from inside do nothing.
+    Gvisor,
     /// The kubelet removes unused images, and keeps the one of its sandboxes.
     Garbage,
     /// As an ordinary container, it keeps room on a node free, and gives way at once.
@@ -138,7 +140,7 @@ impl Scenario {
             Self::Remapped => trial.remapped().await,
             Self::Foreign => trial.foreign().await,
             Self::Platforms => trial.platforms().await,
-            Self::Settings | Self::Garbage | Self::Placeholder | Self::PrePull => {
+            Self::Settings | Self::Gvisor | Self::Garbage | Self::Placeholder | Self::PrePull => {
                 Err(Lacks("only Kubernetes has it").into())
             }
             Self::Configuration => Err(Lacks("its files do not depend on each other").into()),
