@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds what go.mod and the modules beside it name into target/kubernetes/bin, if it has changed:
-# Kubernetes, etcd, containerd, runc, CNI plugins, crictl and critest.
+# Kubernetes, etcd, containerd, runc, gVisor, CNI plugins, crictl and critest.
 #
 #     tests/engines/kubernetes/build.sh [crictl]
 #
@@ -21,6 +21,10 @@ minor=${version#go1.}
   fail "$version is too old to build Kubernetes: install Go 1.21 or later, which fetches what go.mod names"
 
 mkdir --parents "$folder"/{bin,locks,sums,tmp}
+# What a build has left behind that was killed, which no longer has its lock.
+for left in "$folder"/tmp/*; do
+  test ! -e "$left" || flock --nonblock "$folder/locks/${left##*/}" rm --recursive "$left" || true
+done
 export GOPATH=$folder/go GOMODCACHE=$folder/go/pkg/mod GOCACHE=$folder/cache
 export GOFLAGS=-modcacherw GOWORK=off CGO_ENABLED=0
 
@@ -40,12 +44,12 @@ program() {
   test -v announced || announce
   echo "Building $program" >&2
   export GOTMPDIR=$folder/tmp/$program
-  rm --recursive --force "$GOTMPDIR"
-  mkdir "$GOTMPDIR"
+  mkdir --parents "$GOTMPDIR"
   (cd "$module" && "${@:1:$#-1}" -trimpath -ldflags "$flags" -tags "$tags" -o "$GOTMPDIR/$program" "${@: -1}") || fail "\
 Cannot build $program: see above. It needs the Go module proxy ($(go env GOPROXY)) and disk in $folder,
 which has $(df --output=avail --block-size=G "$folder" | tail -1 | tr --delete ' ') left."
   mv "$GOTMPDIR/$program" "$folder/bin/$program"
+  rm --recursive "$GOTMPDIR"
   echo "$sum" >"$stamp"
 }
 
@@ -69,6 +73,8 @@ for name in containerd containerd-shim-runc-v2 ctr; do
 done
 program . critest go test -c sigs.k8s.io/cri-tools/cmd/critest
 CGO_ENABLED=1 tags=seccomp program runc runc go build github.com/opencontainers/runc
+program gvisor runsc go build gvisor.dev/gvisor/runsc
+program gvisor containerd-shim-runsc-v1 go build gvisor.dev/gvisor/shim
 for plugin in main/{bridge,loopback} ipam/host-local meta/portmap; do
   program . "${plugin#*/}" go build "github.com/containernetworking/plugins/plugins/$plugin"
 done

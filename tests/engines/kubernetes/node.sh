@@ -99,12 +99,25 @@ ip link set node up
 ip route add default dev node
 ip link add pods type bridge
 
+# Of version 1 of control groups, containerd and gVisor's shim look for the hierarchy that systemd keeps.
+# The other engines, which run before, would expect systemd behind it.
+if grep --quiet :name=systemd: /proc/self/cgroup; then
+  mkdir /sys/fs/cgroup/systemd
+  mount --types cgroup --options none,name=systemd cgroup /sys/fs/cgroup/systemd
+fi
+
 # What the kubelet mounts for pods has to reach containerd.
 mount --make-rshared /
 
 mkdir --parents /etc/containerd/conf.d /etc/containerd/cni
 printf '%s' "$2" >/etc/containerd/config.toml
 printf '%s' "$3" >/etc/containerd/conf.d/10-pause.toml
+cat >/etc/containerd/gvisor.toml <<GVISOR
+[runsc_config]
+platform = "systrap"
+network = "sandbox"
+ignore-cgroups = "true"
+GVISOR
 cat >/etc/containerd/cni/pods.conflist <<CNI
 {
   "cniVersion": "1.0.0", "name": "kubernetes", "plugins": [

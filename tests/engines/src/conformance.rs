@@ -28,16 +28,6 @@ const REASONS: [&str; 5] = [
     "no runtime handler found which supports user namespaces",
 ];
 
-/// Mounts the hierarchy of version 1 that systemd keeps, without which containerd finds no control
-/// group, and cannot tell what memory did; or unmounts it: other engines expect systemd behind it.
-const MOUNT: &str = r#"
-    folder=/sys/fs/cgroup/systemd
-    grep -q :name=systemd: /proc/self/cgroup || exit 0
-    mkdir $folder
-    mount -t cgroup -o none,name=systemd cgroup $folder
-"#;
-const UNMOUNT: &str = "! mountpoint -q $1 || { umount $1; rmdir $1; }";
-
 /// Number of tests that pass at least, so that a run that skips everything is not taken for one.
 const LEAST: usize = 100;
 
@@ -51,7 +41,6 @@ pub fn test(run: &Run) -> Result<()> {
     let (archive, ours) = (run.candidate.archive.display().to_string(), format!("{HOST}/{ours}"));
     script("skopeo copy --quiet \"oci-archive:$1\" \"docker://$2\"", &[&archive, &ours])?;
 
-    script(MOUNT, &[])?;
     let expected = critest(&format!("{HOST}/{upstream}")).context("upstream's pause")?;
     let results = critest(&ours)?;
     for (name, result) in &results {
@@ -61,7 +50,6 @@ pub fn test(run: &Run) -> Result<()> {
     let passed = results.values().filter(|result| *result == "passed").count();
     ensure!(results.len() == expected.len() && passed >= LEAST, "only {passed} tests have passed");
     run.leaves_out(&format!("{} of {} tests of critest", results.len() - passed, results.len()));
-    script(UNMOUNT, &["/sys/fs/cgroup/systemd"])?;
     registry.stop()
 }
 

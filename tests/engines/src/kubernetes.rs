@@ -47,6 +47,14 @@ root = '/var/lib/kubernetes-node'
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ['/opt/kubernetes']
 conf_dir = '/etc/containerd/cni'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+runtime_type = 'io.containerd.runc.v2'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runsc]
+runtime_type = 'io.containerd.runsc.v1'
+runtime_path = '/project/tests/engines/kubernetes/gvisor/shim.sh'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runsc.options]
+TypeUrl = 'io.containerd.runsc.v1.options'
+ConfigPath = '/etc/containerd/gvisor.toml'
 [plugins.'io.containerd.cri.v1.runtime']
 ";
 
@@ -107,6 +115,7 @@ impl Driver for Kubernetes {
             Scenario::Restart => restart(run)?,
             Scenario::Killed => killed(run)?,
             Scenario::Settings => settings(run)?,
+            Scenario::Gvisor => gvisor(run)?,
             Scenario::Garbage => garbage(run)?,
             Scenario::Placeholder => placeholder(run)?,
             Scenario::PrePull => pre_pull(run)?,
@@ -283,6 +292,24 @@ fn settings(run: &Run) -> Result<()> {
     ensure_eq("the sandbox", sandbox("settings", run, 1000)?, before)
 }
 
+fn gvisor(run: &Run) -> Result<()> {
+    apply("tests/engines/kubernetes/gvisor.yaml", "privileged", run)?;
+    ready("gvisor")?;
+    let before = ready_sandbox("gvisor")?;
+    for sender in ["root", "user"] {
+        let shell = |script: &str| exec("gvisor", sender, script);
+        ensure!(shell("dmesg")?.contains("gVisor"), "the kernel is another one");
+        // gVisor's kernel, unlike Linux, lets SIGHUP from inside end PID 1.
+        shell("kill -TERM 1 && kill -INT 1")?;
+        pause_is_init(&shell, USER)?;
+        reaps(&shell)?;
+    }
+    ensure_eq("the sandbox", ready_sandbox("gvisor")?, before)?;
+    delete(&["pod/gvisor", "runtimeclass/gvisor"])?;
+    // The shim keeps it for the next pod.
+    script("umount /run/containerd/runsc/k8s.io/null-netns", &[]).map(drop)
+}
+
 fn placeholder(run: &Run) -> Result<()> {
     apply("examples/placeholder.yaml", "restricted", run)?;
     rolled_out("deployment/placeholder")?;
@@ -413,12 +440,18 @@ fn restarted(pod: &str, name: &str) -> Result<()> {
 
 /// The sandbox of a pod, whose pause has to sleep, as `user`.
 pub fn sandbox(pod: &str, run: &Run, user: u32) -> Result<Sandbox> {
-    let pods = ["pods", "--quiet", "--state=ready", "--name", &format!("^{pod}$")];
-    let id = crictl(pods)?;
-    ensure!(!id.is_empty() && !id.contains('\n'), "the ready sandboxes of the pod {pod}: {id:?}");
+    let id = ready_sandbox(pod)?;
     let shown: Value = serde_json::from_str(&crictl(["inspectp", "--output=json", &id])?)?;
     let pid = shown["info"]["pid"].as_i64().context("the sandbox has no process")? as i32;
     host::asleep(pid, &run.binary, user)?;
     let address = field(&format!("pod/{pod}"), ".status.podIP")?;
     Ok(Sandbox { id, pid, address })
+}
+
+/// The ID of the only ready sandbox of a pod.
+fn ready_sandbox(pod: &str) -> Result<String> {
+    let pods = ["pods", "--quiet", "--state=ready", "--name", &format!("^{pod}$")];
+    let id = crictl(pods)?;
+    ensure!(!id.is_empty() && !id.contains('\n'), "the ready sandboxes of the pod {pod}: {id:?}");
+    Ok(id)
 }

@@ -50,6 +50,8 @@ pub enum Scenario {
     Platforms,
     /// The pod sets another user, limits and a restart policy.
     Settings,
+    /// In gVisor, by a RuntimeClass: PID 1 is `/pause`, which reaps, and SIGTERM and SIGINT from inside do nothing.
+    Gvisor,
     /// The kubelet removes unused images, and keeps the one of its sandboxes.
     Garbage,
     /// As a regular container: reserves capacity and is preempted immediately.
@@ -108,7 +110,9 @@ impl Scenario {
         use Engine::{Containerd, Docker, Kubernetes, Podman, PodmanRootless};
         let engines: &[Engine] = match self {
             Self::Tutorial | Self::Replace | Self::Killed | Self::Remapped => &[Kubernetes],
-            Self::Settings | Self::Garbage | Self::Placeholder | Self::PrePull => &[Kubernetes],
+            Self::Settings | Self::Gvisor | Self::Garbage | Self::Placeholder | Self::PrePull => {
+                &[Kubernetes]
+            }
             Self::Conformance | Self::Registry | Self::Many => &[Kubernetes],
             Self::Restart => &[Docker, Containerd, Kubernetes],
             Self::HostFile => &[Podman, PodmanRootless],
