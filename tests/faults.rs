@@ -18,7 +18,7 @@ use harness::trial::{Test, Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -42,6 +42,7 @@ const TESTS: &[FaultTest] = tests![
     the_listed_system_calls_are_enough,
     exits_without_exit_group,
     sigterm_before_any_instruction,
+    sigterm_at_the_death_of_its_parent,
 ];
 
 /// The sandboxes to start processes in.
@@ -286,6 +287,29 @@ fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// The parent-death signal, which the kernel sends in the name of the parent, ends it.
+fn sigterm_at_the_death_of_its_parent(is_init: bool) -> Result<()> {
+    set_child_subreaper(true)?;
+    let (stderr, writer) = io::pipe()?;
+    let parent = spawn(|| {
+        let prepare = || {
+            dup2_stderr(&writer)?;
+            Ok(set_pdeathsig(Signal::SIGTERM)?)
+        };
+        let mut process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
+        process.wait_until_asleep_or_changed()?;
+        // It has to outlive this process.
+        mem::forget(process);
+        Ok(())
+    })?;
+    drop(writer);
+    waitpid(parent, None)?;
+    let pid = *children(Pid::this()).first().context("the process was not adopted")?;
+    let (end, stderr) = PauseProcess { pid, stderr, status: None }.wait_with_stderr()?;
+    ensure!(end == Ok(0) && stderr == messages(is_init), "{end:?}, {stderr:?}");
     Ok(())
 }
 

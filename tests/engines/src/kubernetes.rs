@@ -258,8 +258,9 @@ fn restart(run: &Run) -> Result<()> {
     let before = shared_pid(run)?;
     node(&["containerd"])?;
     node(&["kubelet"])?;
-    // That it does something in the pod shows that it has taken it over.
-    shell(SHARED_PID, "killall -KILL nginx")?;
+    // That it does something in the pod shows that it has taken it over, which takes it a moment.
+    let kill = || Ok(shell(SHARED_PID, "killall -KILL nginx").ok());
+    until("the kubelet has taken over the pod", kill)?;
     restarted(SHARED_PID, "nginx")?;
     ensure_eq("the sandbox", &sandbox(SHARED_PID, run, USER)?, &before)?;
     let restarts = container(SHARED_PID, "shell", ".restartCount")?;
