@@ -8,7 +8,7 @@ use crate::engine::{Driver, Engine, Skip};
 use crate::host;
 use crate::images::{self, BUSYBOX, Candidate, NGINX};
 use crate::scenario::{HELLO, Run, Scenario, is_as_before, pause_is_init, pauses, reaps};
-use crate::wait::{ensure_eq, script, success, until};
+use crate::wait::{ensure_eq, limit, script, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use harness::proc::{activity, is_asleep};
@@ -402,7 +402,8 @@ fn delete(resources: &[&str]) -> Result<()> {
 
 /// Runs a command of kubectl that waits, below the limit that every command has.
 fn patiently(arguments: &[&str]) -> Result<()> {
-    kubectl(&[arguments, &["--timeout=280s"]].concat()).map(drop)
+    let timeout = format!("--timeout={}s", limit(280).as_secs());
+    kubectl(&[arguments, &[&timeout]].concat()).map(drop)
 }
 
 /// A field of a resource, empty where it is not there.
