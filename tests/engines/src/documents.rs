@@ -233,5 +233,6 @@ pub fn install(run: &Run) -> Result<()> {
     troubleshooting.next("SIGTERM has no effect", &[("NAME", "fifth")])?;
     ensure_eq("the exit code", exit_code(&fifth.id)?, 0)?;
     install.has_run()?;
-    troubleshooting.has_run()
+    troubleshooting.has_run()?;
+    load(run)
 }
