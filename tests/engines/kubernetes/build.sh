@@ -28,8 +28,14 @@ done
 export GOPATH=$folder/go GOMODCACHE=$folder/go/pkg/mod GOCACHE=$folder/cache
 export GOFLAGS=-modcacherw GOWORK=off CGO_ENABLED=0
 
+# Ends with what the build of $1 may lack.
+cannot_build() {
+  fail "Cannot build $1: see above. It needs the Go module proxy ($(go env GOPROXY)) and disk in $folder,
+which has $(df --output=avail --block-size=M "$folder" | tail -1 | tr --delete ' ') left."
+}
+
 # The version of a module.
-version_of() { go list -m -f '{{.Version}}' "$1"; }
+version_of() { go list -m -f '{{.Version}}' "$1" || cannot_build "$1"; }
 
 # Runs a command that builds PROGRAM in MODULE, unless it was built from the same files.
 program() {
@@ -45,9 +51,8 @@ program() {
   echo "Building $program" >&2
   export GOTMPDIR=$folder/tmp/$program
   mkdir --parents "$GOTMPDIR"
-  (cd "$module" && "${@:1:$#-1}" -trimpath -ldflags "$flags" -tags "$tags" -o "$GOTMPDIR/$program" "${@: -1}") || fail "\
-Cannot build $program: see above. It needs the Go module proxy ($(go env GOPROXY)) and disk in $folder,
-which has $(df --output=avail --block-size=G "$folder" | tail -1 | tr --delete ' ') left."
+  (cd "$module" && "${@:1:$#-1}" -trimpath -ldflags "$flags" -tags "$tags" -o "$GOTMPDIR/$program" "${@: -1}") ||
+    cannot_build "$program"
   mv "$GOTMPDIR/$program" "$folder/bin/$program"
   rm --recursive "$GOTMPDIR"
   echo "$sum" >"$stamp"
@@ -55,7 +60,7 @@ which has $(df --output=avail --block-size=G "$folder" | tail -1 | tr --delete '
 
 announce() {
   announced=
-  test "$what" = crictl && amount="1 minute, 1 GB" || amount="20 minutes on two cores, 12 GB"
+  test "$what" = crictl && amount="1 minute, 1 GB" || amount="25 minutes on two cores, 15 GB"
   echo "Building in $folder (about $amount)" >&2
 }
 
@@ -83,5 +88,6 @@ for name in kubelet kubectl kube-apiserver kube-controller-manager kube-schedule
   program . "$name" go build "k8s.io/kubernetes/cmd/$name"
 done
 # Upstream's pause, to compare with.
+go mod download k8s.io/kubernetes || cannot_build "upstream's pause"
 install --mode=644 --target-directory="$folder/bin" \
   "$(go list -m -f '{{.Dir}}' k8s.io/kubernetes)/build/pause/linux/pause.c"
