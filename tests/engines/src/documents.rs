@@ -9,14 +9,16 @@ use crate::scenario::Run;
 use crate::wait::{ensure_eq, script, success, until};
 use anyhow::{Context, Result, bail, ensure};
 use harness::build::project;
-use harness::sandbox::USER;
+use harness::sandbox::{USER, WARNING};
 use serde_json::{Value, json};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 /// What the commands find: the programs, an administrator's rights, and the archive $1 where
 /// `cargo xtask image` leaves it. (`cargo xtask engines` has made it by the same command.)
 const SURROUNDINGS: &str = r#"
+    exec 2>&1
     cd "$PAUSE_PROJECT"
     PATH=/opt/kubernetes:$PATH
     archive=$1
@@ -62,7 +64,7 @@ struct Block {
 }
 
 impl Page {
-    fn read(name: &'static str, run: &Run) -> Result<Self> {
+    fn read(name: &'static str, archive: &Path) -> Result<Self> {
         let text = fs::read_to_string(project().join(name))?;
         let (mut section, mut before, mut is_fenced) = ("", "", false);
         let mut blocks = Vec::new();
@@ -77,7 +79,7 @@ impl Page {
             is_fenced ^= chunk.matches("```").count() % 2 == 1;
             before = chunk;
         }
-        let archive = run.candidate.all()?.display().to_string();
+        let archive = archive.display().to_string();
         Ok(Self { name, text, blocks, archive })
     }
 
@@ -138,11 +140,20 @@ fn has(text: &str, words: &[&str]) -> Result<()> {
     }
 }
 
+/// What the README shows with Docker.
+pub fn docker(run: &Run) -> Result<()> {
+    success(Command::new("docker").args(["tag", BUSYBOX, "busybox"]))?;
+    let mut readme = Page::read("README.md", &run.candidate.archive)?;
+    let shown = readme.next("Use it with Docker or Podman", &[])?;
+    has(&shown, &["1 65535    /pause", "\n137\n", WARNING])
+}
+
 /// The operator's path on a node of Kubernetes.
 pub fn install(run: &Run) -> Result<()> {
-    let mut readme = Page::read("README.md", run)?;
-    let mut install = Page::read("docs/install.md", run)?;
-    let mut troubleshooting = Page::read("docs/troubleshooting.md", run)?;
+    let all = run.candidate.all()?;
+    let mut readme = Page::read("README.md", all)?;
+    let mut install = Page::read("docs/install.md", all)?;
+    let mut troubleshooting = Page::read("docs/troubleshooting.md", all)?;
     let mut registry = registry::start()?;
     let next = IMAGE.replace(env!("CARGO_PKG_VERSION"), "next");
 

@@ -1,5 +1,6 @@
 //! What an engine is tested for: the rows of the matrix, and what is done for each.
 
+use crate::documents;
 use crate::engine::{Engine, Facts, PidNamespace, Pod, PodDriver, Spec};
 use crate::host;
 use crate::images::{self, BUSYBOX, Candidate};
@@ -68,6 +69,8 @@ pub enum Scenario {
     Registry,
     /// 50 pods run at once.
     Many,
+    /// The README's commands work as they are.
+    Readme,
     /// The Dockerfile builds the same program as cargo.
     Build,
     /// The daemon stops by itself, and nothing of the pods is left.
@@ -117,6 +120,7 @@ impl Scenario {
             Self::Restart => &[Docker, Containerd, Kubernetes],
             Self::HostFile => &[Podman, PodmanRootless],
             Self::Configuration => &[Containerd],
+            Self::Readme => &[Docker],
             Self::Build => &[Docker, Podman],
             Self::Arguments | Self::Hardened | Self::Platforms => {
                 &[Docker, Containerd, Podman, PodmanRootless]
@@ -142,6 +146,7 @@ impl Scenario {
             Self::Hardened => tested.hardened(),
             Self::Platforms => tested.platforms(),
             Self::HostFile => tested.host_file(),
+            Self::Readme => documents::docker(run),
             _ => unreachable!("{engine} has its own {self}"),
         };
         let removed = driver.remove_all();
