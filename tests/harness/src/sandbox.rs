@@ -3,7 +3,7 @@
 //! make user namespaces.
 //!
 //! Three processes start it, which follow each other in this file: [`Setup::start`] sends the setup to
-//! a helper process, [`launcher`] makes the namespaces and clones, and [`become_pause`] makes the root
+//! a helper process, `launcher` makes the namespaces and clones, and `become_pause` makes the root
 //! file system, changes the user and becomes `/pause`.
 
 use crate::build::{Flavor, build};
