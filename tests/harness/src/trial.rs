@@ -80,7 +80,7 @@ fn is_set(variable: &str) -> bool {
     env::var_os(variable).is_some_and(|value| value == "1")
 }
 
-/// A list of [`Test`](crate::trial::Test)s: `tests![function, another]`.
+/// A list of [`Test`]s: `tests![function, another]`.
 #[macro_export]
 macro_rules! tests {
     ($($name:ident),* $(,)?) => { &[$($crate::trial::Test { name: stringify!($name), run: $name }),*] };
