@@ -4,7 +4,7 @@
 use crate::daemon::Daemon;
 use crate::engine::{Driver, Engine, PidNamespace, Pod, PodDriver, Skip, Spec};
 use crate::host;
-use crate::images::Candidate;
+use crate::images::{ALL as EXAMPLE, Candidate};
 use crate::scenario::{Run, Scenario};
 use crate::wait::{ensure_eq, script, success, until};
 use anyhow::{Context, Result, ensure};
@@ -289,9 +289,8 @@ pub fn file(config: &Value) -> Result<NamedTempFile> {
 pub fn deployed(file: &str, image: &str) -> Result<String> {
     let path = project().join("deploy").join(file);
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let example = format!("registry.example/infra/pause:{}", env!("CARGO_PKG_VERSION"));
-    ensure!(text.contains(&example), "{} does not name {example}", path.display());
-    Ok(text.replace(&example, image))
+    ensure!(text.contains(EXAMPLE), "{} does not name {EXAMPLE}", path.display());
+    Ok(text.replace(EXAMPLE, image))
 }
 
 /// Installs the file in `deploy/` for containerd's `version`, and the network.

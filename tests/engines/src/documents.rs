@@ -10,7 +10,7 @@ use crate::wait::{ensure_eq, script, success, until};
 use anyhow::{Context, Result, bail, ensure};
 use harness::build::project;
 use harness::sandbox::{USER, WARNING};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -127,8 +127,7 @@ fn start(pod: &str) -> Result<()> {
 fn runs_on(pod: &str, image: &str, run: &Run) -> Result<Sandbox> {
     ready(pod)?;
     let sandbox = sandbox(pod, run, USER)?;
-    let shown: Value = serde_json::from_str(&crictl(["inspectp", &sandbox.id])?)?;
-    ensure_eq("the image of the sandbox", &shown["info"]["image"], &json!(image))?;
+    ensure_eq("the image of the sandbox", &*sandbox.image, image)?;
     Ok(sandbox)
 }
 

@@ -7,11 +7,13 @@ use crate::documents;
 use crate::engine::{Driver, Engine, Skip};
 use crate::host;
 use crate::images::{self, BUSYBOX, Candidate, NGINX};
-use crate::scenario::{HELLO, Run, Scenario, is_as_before, pause_is_init, pauses, reaps};
+use crate::scenario::{
+    HELLO, Run, Scenario, is_as_before, pause_is_init, pauses, reaps, reaps_without_wake_up,
+};
 use crate::wait::{ensure_eq, limit, script, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
-use harness::proc::{activity, is_asleep};
+use harness::proc::is_asleep;
 use harness::sandbox::USER;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -79,6 +81,8 @@ pub struct Kubernetes;
 pub struct Sandbox {
     /// What CRI calls it.
     pub id: String,
+    /// The name of its image.
+    pub image: String,
     pid: i32,
     address: String,
 }
@@ -221,10 +225,7 @@ fn pod(run: &Run) -> Result<()> {
     let sandbox = shared_pid(run)?;
     let shell = |script: &str| shell(SHARED_PID, script);
     pause_is_init(&shell, USER)?;
-    let pid = Pid::from_raw(sandbox.pid);
-    let before = activity(pid)?;
-    reaps(&shell)?;
-    ensure_eq("what pause cost the scheduler", activity(pid)?, before)
+    reaps_without_wake_up(sandbox.pid, &shell)
 }
 
 fn tutorial(run: &Run) -> Result<()> {
@@ -447,7 +448,8 @@ pub fn sandbox(pod: &str, run: &Run, user: u32) -> Result<Sandbox> {
     let pid = shown["info"]["pid"].as_i64().context("the sandbox has no process")? as i32;
     host::asleep(pid, &run.binary, user)?;
     let address = field(&format!("pod/{pod}"), ".status.podIP")?;
-    Ok(Sandbox { id, pid, address })
+    let image = shown["info"]["image"].as_str().context("the sandbox has no image")?.to_owned();
+    Ok(Sandbox { id, image, pid, address })
 }
 
 /// The ID of the only ready sandbox of a pod.

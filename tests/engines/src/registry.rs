@@ -83,7 +83,7 @@ impl Node {
         let ports = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
         let plugins = json!({ "cniVersion": "0.4.0", "name": "node", "plugins": [network, ports] });
         fs::write("/etc/node/cni/10-node.conflist", plugins.to_string())?;
-        use_image(image)?;
+        fs::write("/etc/node/conf.d/20-pause.toml", deployed("containerd-2.toml", image)?)?;
         let command = &["/opt/kubernetes/containerd", "--config", "/etc/node/config.toml"];
         Ok(Self { daemon: Daemon::start(command, answers)? })
     }
@@ -94,12 +94,6 @@ impl Node {
         self.daemon.stop()?;
         script("rm -r /var/lib/node /run/node", &[]).map(drop)
     }
-}
-
-/// Installs the drop-in with `image` in the place of its example.
-fn use_image(image: &str) -> Result<()> {
-    fs::create_dir_all("/etc/node/conf.d")?;
-    Ok(fs::write("/etc/node/conf.d/20-pause.toml", deployed("containerd-2.toml", image)?)?)
 }
 
 fn answers() -> bool {

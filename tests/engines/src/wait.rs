@@ -20,6 +20,7 @@ const STATE_LIMIT: u64 = 180;
 /// Seconds after which a command counts as hanging, unless it is known to take long.
 const COMMAND_LIMIT: u64 = 300;
 
+/// A limit of so many seconds, for this machine.
 pub fn limit(seconds: u64) -> Duration {
     Duration::from_secs(seconds) * SLOWNESS.load(Ordering::Relaxed)
 }
