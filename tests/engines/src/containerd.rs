@@ -77,7 +77,7 @@ impl Driver for Containerd {
     }
 
     fn remove_all(&self) -> Result<()> {
-        crictl(["rmp", "--force", "--all"]).map(drop)
+        remove_sandboxes(SOCKET)
     }
 
     fn end(mut self) -> Result<()> {
@@ -270,6 +270,18 @@ pub fn ctr<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
 /// Runs Kubernetes' client for CRI.
 pub fn crictl<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
     success(Command::new(CRICTL).args(arguments))
+}
+
+/// Removes all sandboxes behind `socket`. While containerd cleans up after one that has just ended, the
+/// call fails, and clients such as the kubelet repeat it (containerd's pull request 12387).
+pub fn remove_sandboxes(socket: &str) -> Result<()> {
+    until("the sandboxes are removed", || {
+        match crictl(["--runtime-endpoint", socket, "rmp", "--force", "--all"]) {
+            Err(error) if error.to_string().contains("ttrpc: closed") => Ok(None),
+            result => result.map(Some),
+        }
+    })?;
+    Ok(())
 }
 
 /// What CRI shows of a sandbox (`inspectp`), a container (`inspect`) or an image (`inspecti`).

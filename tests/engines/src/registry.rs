@@ -1,6 +1,6 @@
 //! A registry on the loopback, and a second containerd that pulls from it, for critest.
 
-use crate::containerd::{NETWORK, crictl, deployed, is_ready};
+use crate::containerd::{NETWORK, deployed, is_ready, remove_sandboxes};
 use crate::daemon::Daemon;
 use crate::engine::Skip;
 use crate::host;
@@ -90,7 +90,7 @@ impl Node {
 
     /// Removes all pods, stops it, and removes what it has stored.
     pub fn end(mut self) -> Result<()> {
-        crictl(["--runtime-endpoint", NODE_SOCKET, "rmp", "--force", "--all"])?;
+        remove_sandboxes(NODE_SOCKET)?;
         self.daemon.stop()?;
         script("rm -r /var/lib/node /run/node", &[]).map(drop)
     }
