@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A Kubernetes of one node, in a Debian system that is thrown away.
 #
-#     node.sh start CONFIG DROP_IN        everything but the kubelet, with containerd's configuration
+#     node.sh start CONFIG DROP_IN        containerd, with its configuration, and the network
+#     node.sh control-plane
 #     node.sh kubelet OPTION...           starts or restarts the kubelet, with further options
 #     node.sh containerd                  restarts containerd
 #     node.sh stop
@@ -52,11 +53,39 @@ kubelet() {
       echo "${setting#*=}" >"${file#*/}"
       mount --bind "${file#*/}" "/proc/sys/$file"
     done
-    exec "$@"' sh kubelet --config kubelet.yaml --kubeconfig "$config" --hostname-override node \
-    --node-ip "$address" "$@"
+    exec "$@"' sh kubelet --config kubelet.yaml --hostname-override node --node-ip "$address" "$@"
   # Of an earlier one, the API server believes for a while that it is ready.
   answers kubelet busybox wget -q -O - http://127.0.0.1:10248/healthz
-  answers kubelet kubectl wait --for condition=Ready --timeout 1s node/node
+  [[ ! -e kube-apiserver.pid ]] || answers kubelet kubectl wait --for condition=Ready --timeout 1s node/node
+}
+
+control_plane() {
+  daemon etcd etcd --data-dir etcd --log-level warn
+  answers etcd busybox wget -q -O - http://127.0.0.1:2379/health
+
+  # With all rights for whoever has the token, and no accounts for pods.
+  echo token,admin,admin >tokens
+  mkdir --parents "${config%/*}"
+  cat >"$config" <<CONFIG
+apiVersion: v1
+kind: Config
+current-context: pause
+contexts: [{ name: pause, context: { cluster: pause, user: pause } }]
+clusters: [{ name: pause, cluster: { server: "https://$address:6443", insecure-skip-tls-verify: true } }]
+users: [{ name: pause, user: { token: token } }]
+CONFIG
+  daemon kube-apiserver kube-apiserver --etcd-servers http://127.0.0.1:2379 --secure-port 6443 \
+    --advertise-address "$address" --service-cluster-ip-range 10.96.0.0/24 --cert-dir certificates \
+    --token-auth-file tokens --service-account-key-file certificates/apiserver.key \
+    --service-account-signing-key-file certificates/apiserver.key --service-account-issuer https://pause \
+    --authorization-mode AlwaysAllow --disable-admission-plugins ServiceAccount --allow-privileged \
+    --kubelet-preferred-address-types InternalIP
+  answers kube-apiserver kubectl get --raw /readyz
+  answers kube-apiserver kubectl get namespace default
+
+  daemon kube-scheduler kube-scheduler --kubeconfig "$config" --leader-elect=false
+  daemon kube-controller-manager kube-controller-manager --kubeconfig "$config" --leader-elect=false \
+    --controllers deployment-controller,replicaset-controller,daemonset-controller,garbage-collector-controller,node-lifecycle-controller,namespace-controller,taint-eviction-controller
 }
 
 # Stops a daemon and waits until it has ended.
@@ -69,8 +98,13 @@ stop() {
 }
 
 case $1 in
+control-plane)
+  control_plane
+  exit
+  ;;
 kubelet)
   stop kubelet
+  if [[ -e kube-apiserver.pid ]]; then set -- "$@" --kubeconfig "$config"; fi
   kubelet "${@:2}"
   exit
   ;;
@@ -109,7 +143,7 @@ fi
 # What the kubelet mounts for pods has to reach containerd.
 mount --make-rshared /
 
-mkdir --parents /etc/containerd/conf.d /etc/containerd/cni
+mkdir --parents /etc/containerd/conf.d /etc/containerd/cni /etc/kubernetes/manifests
 printf '%s' "$2" >/etc/containerd/config.toml
 printf '%s' "$3" >/etc/containerd/conf.d/10-pause.toml
 cat >/etc/containerd/gvisor.toml <<GVISOR
@@ -130,36 +164,11 @@ CNI
 echo 'runtime-endpoint: unix:///run/containerd/containerd.sock' >/etc/crictl.yaml
 containerd
 
-daemon etcd etcd --data-dir etcd --log-level warn
-answers etcd busybox wget -q -O - http://127.0.0.1:2379/health
-
-# With all rights for whoever has the token, and no accounts for pods.
-echo token,admin,admin >tokens
-mkdir --parents "${config%/*}"
-cat >"$config" <<CONFIG
-apiVersion: v1
-kind: Config
-current-context: pause
-contexts: [{ name: pause, context: { cluster: pause, user: pause } }]
-clusters: [{ name: pause, cluster: { server: "https://$address:6443", insecure-skip-tls-verify: true } }]
-users: [{ name: pause, user: { token: token } }]
-CONFIG
-daemon kube-apiserver kube-apiserver --etcd-servers http://127.0.0.1:2379 --secure-port 6443 \
-  --advertise-address "$address" --service-cluster-ip-range 10.96.0.0/24 --cert-dir certificates \
-  --token-auth-file tokens --service-account-key-file certificates/apiserver.key \
-  --service-account-signing-key-file certificates/apiserver.key --service-account-issuer https://pause \
-  --authorization-mode AlwaysAllow --disable-admission-plugins ServiceAccount --allow-privileged \
-  --kubelet-preferred-address-types InternalIP
-answers kube-apiserver kubectl get --raw /readyz
-answers kube-apiserver kubectl get namespace default
-
-daemon kube-scheduler kube-scheduler --kubeconfig "$config" --leader-elect=false
-daemon kube-controller-manager kube-controller-manager --kubeconfig "$config" --leader-elect=false \
-  --controllers deployment-controller,replicaset-controller,daemonset-controller,garbage-collector-controller,node-lifecycle-controller,namespace-controller,taint-eviction-controller
-
 cat >kubelet.yaml <<KUBELET
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
+staticPodPath: /etc/kubernetes/manifests
+fileCheckFrequency: 1s
 authentication: { anonymous: { enabled: true }, webhook: { enabled: false } }
 authorization: { mode: AlwaysAllow }
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock

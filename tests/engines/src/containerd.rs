@@ -22,7 +22,7 @@ use tempfile::NamedTempFile;
 const CRICTL: &str = "/opt/kubernetes/crictl";
 
 /// Where containerd answers, which crictl's own configuration names, too.
-const SOCKET: &str = "unix:///run/containerd/containerd.sock";
+pub const SOCKET: &str = "unix:///run/containerd/containerd.sock";
 
 /// containerd's own client, for the namespace of CRI.
 const CTR: &[&str] = &["ctr", "--namespace", "k8s.io"];

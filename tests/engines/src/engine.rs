@@ -26,6 +26,8 @@ pub enum Engine {
     PodmanRootless,
     /// Kubernetes, driven by kubectl
     Kubernetes,
+    /// A kubelet without a control plane, whose pods are the files of a folder
+    Kubelet,
 }
 
 impl Display for Engine {
@@ -55,7 +57,7 @@ impl Engine {
             Self::Containerd => Facts { package: "containerd", kills_pause: true, ..usual },
             // Podman ignores the image's user, and makes pause the pod's root.
             Self::Podman | Self::PodmanRootless => Facts { package: "podman", user: 0, ..usual },
-            Self::Kubernetes => usual,
+            Self::Kubernetes | Self::Kubelet => usual,
         }
     }
 

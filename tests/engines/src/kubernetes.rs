@@ -29,7 +29,7 @@ const KUBELET: &str = "/opt/kubernetes/kubelet";
 const KUBECTL: &str = "/opt/kubernetes/kubectl";
 
 /// The example whose pod several scenarios use.
-const SHARED_PID: &str = "shared-pid";
+pub const SHARED_PID: &str = "shared-pid";
 
 /// Makes the kubelet remove all unused images at once, because no disk is that empty. (Its image
 /// garbage collection runs the same code, but only every five minutes.)
@@ -39,7 +39,7 @@ const COLLECT: &str = "--eviction-hard=nodefs.available<99%,imagefs.available<99
 const SANDBOX_CHANGED: &str = "Pod sandbox changed, it will be killed and re-created.";
 
 /// Signals that a process in the pod sends to PID 1.
-const SIGNALS: &str = "for signal in TERM INT HUP USR1; do kill -$signal 1 || exit; done";
+pub const SIGNALS: &str = "for signal in TERM INT HUP USR1; do kill -$signal 1 || exit; done";
 
 /// The configuration of containerd, which imports the drop-in in `deploy/`.
 const CONTAINERD: &str = "
@@ -60,11 +60,10 @@ ConfigPath = '/etc/containerd/gvisor.toml'
 [plugins.'io.containerd.cri.v1.runtime']
 ";
 
-/// Applies a manifest with the names of the images that are there.
-const APPLY: &str = r##"
+/// The manifest $1 with the names of the images that are there.
+const MANIFEST: &str = r##"
     sed -e "s#image: .*/pause:.*#image: $2#" -e "s#image: .*nginx.*#image: $3#" \
-        -e "s#image: \(busybox\|debian\):.*#image: $4#" "$1" |
-        /opt/kubernetes/kubectl apply --filename -
+        -e "s#image: \(busybox\|debian\):.*#image: $4#" "$1"
 "##;
 
 /// Number of pods that run at once.
@@ -83,18 +82,15 @@ pub struct Sandbox {
     pub id: String,
     /// The name of its image.
     pub image: String,
-    pid: i32,
+    /// The process of its pause, as the host numbers it.
+    pub pid: i32,
     address: String,
 }
 
 impl Driver for Kubernetes {
     fn start(_: Engine, candidate: &Candidate) -> Result<Self> {
-        let reason = "it is not built: run cargo xtask engines kubernetes";
-        ensure!(Path::new(KUBELET).exists(), Skip(reason));
-        let restrict = !host::has_cap_sys_resource()?;
-        let config = format!("{CONTAINERD}restrict_oom_score_adj = {restrict}\n");
-        let drop_in = deployed("containerd-2.toml", &candidate.reference)?;
-        node(&["start", &config, &drop_in])?;
+        start_node(candidate)?;
+        node(&["control-plane"])?;
         node(&["kubelet"])?;
         Ok(Self)
     }
@@ -148,6 +144,16 @@ impl Driver for Kubernetes {
     fn end(self) -> Result<()> {
         node(&["stop"])
     }
+}
+
+/// Starts everything of a node but its kubelet.
+pub fn start_node(candidate: &Candidate) -> Result<()> {
+    let reason = "it is not built: run cargo xtask engines kubernetes";
+    ensure!(Path::new(KUBELET).exists(), Skip(reason));
+    let restrict = !host::has_cap_sys_resource()?;
+    let config = format!("{CONTAINERD}restrict_oom_score_adj = {restrict}\n");
+    let drop_in = deployed("containerd-2.toml", &candidate.reference)?;
+    node(&["start", &config, &drop_in])
 }
 
 /// Imports the images, and waits until the one of sandboxes is pinned.
@@ -364,7 +370,7 @@ fn many(run: &Run) -> Result<()> {
 }
 
 /// Runs node.sh.
-fn node(arguments: &[&str]) -> Result<()> {
+pub fn node(arguments: &[&str]) -> Result<()> {
     let script = project().join("tests/engines/kubernetes/node.sh");
     success(Command::new("bash").arg(script).args(arguments)).map(drop)
 }
@@ -377,8 +383,14 @@ pub fn kubectl(arguments: &[&str]) -> Result<String> {
 /// Applies a manifest of the project, where a Pod Security level is enforced.
 fn apply(manifest: &str, level: &str, run: &Run) -> Result<()> {
     enforce(level)?;
-    let path = project().join(manifest).display().to_string();
-    script(APPLY, &[&path, &run.candidate.reference, NGINX, BUSYBOX]).map(drop)
+    let manifest = manifest_for(manifest, run)?;
+    script("echo \"$1\" | /opt/kubernetes/kubectl apply --filename -", &[&manifest]).map(drop)
+}
+
+/// A manifest of the project, with the names of the images that are there.
+pub fn manifest_for(path: &str, run: &Run) -> Result<String> {
+    let path = project().join(path).display().to_string();
+    script(MANIFEST, &[&path, &run.candidate.reference, NGINX, BUSYBOX])
 }
 
 /// Starts the pod of the example that several scenarios use.
@@ -447,7 +459,7 @@ pub fn sandbox(pod: &str, run: &Run, user: u32) -> Result<Sandbox> {
     let shown: Value = serde_json::from_str(&crictl(["inspectp", "--output=json", &id])?)?;
     let pid = shown["info"]["pid"].as_i64().context("the sandbox has no process")? as i32;
     host::asleep(pid, &run.binary, user)?;
-    let address = field(&format!("pod/{pod}"), ".status.podIP")?;
+    let address = shown["status"]["network"]["ip"].as_str().unwrap_or_default().to_owned();
     let image = shown["info"]["image"].as_str().context("the sandbox has no image")?.to_owned();
     Ok(Sandbox { id, image, pid, address })
 }

@@ -9,6 +9,7 @@ mod documents;
 mod engine;
 mod host;
 mod images;
+mod kubelet;
 mod kubernetes;
 mod matrix;
 mod registry;
@@ -21,6 +22,7 @@ use cli::Cli;
 use containerd::Containerd;
 use engine::Engine;
 use images::Candidate;
+use kubelet::Kubelet;
 use kubernetes::Kubernetes;
 use matrix::Matrix;
 use scenario::Run;
@@ -43,7 +45,7 @@ struct Args {
     /// Multiply all timeouts by this factor
     #[arg(long, default_value_t = 1)]
     slowness: u32,
-    /// Run only what has one of these in its name, such as docker::stop (default: all but kubernetes)
+    /// Run only what has one of these in its name, such as docker::stop (default: all but kubernetes and kubelet)
     filter: Vec<String>,
 }
 
@@ -68,6 +70,7 @@ fn main() -> anyhow::Result<()> {
             }
             Engine::Containerd => matrix.test::<Containerd>(*engine)?,
             Engine::Kubernetes => matrix.test::<Kubernetes>(*engine)?,
+            Engine::Kubelet => matrix.test::<Kubelet>(*engine)?,
         }
     }
     if let Some(path) = args.report {

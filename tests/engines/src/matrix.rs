@@ -34,7 +34,7 @@ pub struct Matrix {
 impl Matrix {
     /// A matrix without results. An engine in `required` fails where another one would be skipped.
     /// Only scenarios with one of `filter` in their names (`docker::stop`) are run, or all. Kubernetes
-    /// needs a system that no other engine has used, so it has to be named.
+    /// and its kubelet need a system that no other engine has used, so they have to be named.
     pub fn new(required: Vec<Engine>, filter: Vec<String>, run: Run) -> Self {
         let (versions, results, reasons) = Default::default();
         Self { required, filter, run, versions, results, reasons, failed: Vec::new() }
@@ -42,8 +42,8 @@ impl Matrix {
 
     /// Tests one engine.
     pub fn test<D: Driver>(&mut self, engine: Engine) -> Result<()> {
-        let is_named = self.filter.iter().any(|part| part.starts_with("kubernetes"));
-        if engine == Engine::Kubernetes && !is_named {
+        let is_named = self.filter.iter().any(|part| part.starts_with("kube"));
+        if [Engine::Kubernetes, Engine::Kubelet].contains(&engine) && !is_named {
             return Ok(());
         }
         let is_in = |name: String| self.filter.iter().any(|part| name.contains(part));

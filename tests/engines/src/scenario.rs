@@ -125,6 +125,7 @@ impl Scenario {
             Self::Arguments | Self::Hardened | Self::Platforms => {
                 &[Docker, Containerd, Podman, PodmanRootless]
             }
+            Self::Stop | Self::HostPid => &[Docker, Containerd, Podman, PodmanRootless, Kubernetes],
             _ => Engine::value_variants(),
         };
         engines.contains(&engine)
