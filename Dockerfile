@@ -10,7 +10,7 @@ RUN cargo build --release --locked --package pause && chmod 0755 target/release/
 
 FROM scratch
 LABEL org.opencontainers.image.title="pause" \
-      org.opencontainers.image.description="The pod sandbox container for Kubernetes, in about a kilobyte: sleeps, reaps, and leaves on SIGTERM" \
+      org.opencontainers.image.description="The pod sandbox container for Kubernetes, in about a kilobyte: sleeps, reaps orphans, exits on SIGTERM" \
       org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /src/target/release/pause /pause
