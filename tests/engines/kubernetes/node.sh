@@ -161,7 +161,7 @@ cat >/etc/containerd/cni/pods.conflist <<CNI
   ]
 }
 CNI
-echo 'runtime-endpoint: unix:///run/containerd/containerd.sock' >/etc/crictl.yaml
+printf '%s\n' 'runtime-endpoint: unix:///run/containerd/containerd.sock' 'timeout: 120' >/etc/crictl.yaml
 containerd
 
 cat >kubelet.yaml <<KUBELET

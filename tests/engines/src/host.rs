@@ -57,6 +57,11 @@ pub fn has_cap_sys_resource() -> Result<bool> {
     Ok(caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE)?)
 }
 
+/// Whether AppArmor's profile for containers may keep them from signaling pause, which is in no profile.
+pub fn has_apparmor() -> bool {
+    Path::new("/sys/kernel/security/apparmor/profiles").exists()
+}
+
 /// The namespaces of `kinds` (`net`, `ipc`, ...) that `process` is in, by their names.
 pub fn namespaces(process: &Process, kinds: &[&str]) -> Result<Vec<PathBuf>> {
     let folder = Path::new("/proc").join(process.pid.to_string()).join("ns");

@@ -16,7 +16,6 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::{self, Display, Formatter};
 use std::fs;
-use std::path::Path;
 
 /// What an engine is tested for: a row of the matrix, which takes name and text from here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -199,8 +198,7 @@ impl<D: PodDriver> Tested<'_, D> {
     }
 
     fn ignores_signals_from_inside(&self, pod: &Pod) -> Result<()> {
-        // AppArmor's profile for containers may keep them from signaling pause, which is in no profile.
-        let is_confined = Path::new("/sys/kernel/security/apparmor/profiles").exists();
+        let is_confined = host::has_apparmor();
         let attempt = Spec::new(BUSYBOX, &["sh", "-c", "kill -TERM 1 && kill -INT 1"]);
         for (sender, user) in [("root", 0), ("user", self.facts.user)] {
             let sender = self.driver.run(pod, sender, Spec { user: Some(user), ..attempt })?;
