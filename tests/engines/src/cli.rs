@@ -7,7 +7,7 @@ use crate::engine::{Driver, Engine, Lacks, PidNamespace, Pod, PodDriver, Skip, S
 use crate::host;
 use crate::images::{self, Candidate};
 use crate::scenario::{Run, Scenario};
-use crate::wait::{ensure_eq, output, script, success, until};
+use crate::wait::{ensure_eq, script, streams, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use nix::sys::signal::Signal;
@@ -224,9 +224,7 @@ impl PodDriver for Cli {
     }
 
     fn log(&self, container: &str) -> Result<[String; 2]> {
-        let output = output(self.client().args(["logs", container]))?;
-        ensure!(output.status.success(), "no log of {container}: {}", output.status);
-        Ok([String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?])
+        streams(self.client().args(["logs", container]))
     }
 
     fn stop(&self, container: &str) -> Result<()> {

@@ -6,7 +6,7 @@ use crate::engine::{Driver, Engine, PidNamespace, Pod, PodDriver, Skip, Spec};
 use crate::host;
 use crate::images::{ALL as EXAMPLE, Candidate};
 use crate::scenario::{Run, Scenario};
-use crate::wait::{ensure_eq, script, success, until};
+use crate::wait::{ensure_eq, script, streams, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use nix::sys::signal::Signal;
@@ -165,17 +165,7 @@ impl PodDriver for Containerd {
     }
 
     fn log(&self, container: &str) -> Result<[String; 2]> {
-        let mut log = [String::new(), String::new()];
-        let status = inspect("inspect", container)?;
-        let path = status["logPath"].as_str().context("it has no log")?;
-        for line in fs::read_to_string(path)?.lines() {
-            // Time, stream, whether the line is whole; then what was written.
-            let mut words = line.splitn(4, ' ').skip(1);
-            let stream = words.next().context("a line of the log names no stream")?;
-            let stream = usize::from(stream == "stderr");
-            log[stream].extend([words.nth(1).unwrap_or_default(), "\n"]);
-        }
-        Ok(log)
+        streams(Command::new(CRICTL).args(["logs", container]))
     }
 
     fn stop(&self, container: &str) -> Result<()> {

@@ -73,17 +73,18 @@ pub fn output_within(seconds: u64, command: &mut Command) -> Result<Output> {
     Ok(output?)
 }
 
-/// Runs a command to its end, whatever its exit code.
-pub fn output(command: &mut Command) -> Result<Output> {
-    output_within(COMMAND_LIMIT, command)
+/// Runs a command that has to succeed, and returns what it prints on stdout and on stderr. The error has
+/// all of its output.
+pub fn streams(command: &mut Command) -> Result<[String; 2]> {
+    let Output { status, stdout, stderr } = output_within(COMMAND_LIMIT, command)?;
+    let streams = [String::from_utf8(stdout)?, String::from_utf8_lossy(&stderr).into_owned()];
+    ensure!(status.success(), "{command:?}: {status}\n{}{}", streams[0], streams[1]);
+    Ok(streams)
 }
 
-/// Runs a command that has to succeed and returns what it prints, without the last line break. The
-/// error has all of its output.
+/// Runs a command that has to succeed and returns what it prints, without the last line break.
 pub fn success(command: &mut Command) -> Result<String> {
-    let Output { status, stdout, stderr } = output(command)?;
-    let (stdout, stderr) = (String::from_utf8(stdout)?, String::from_utf8_lossy(&stderr));
-    ensure!(status.success(), "{command:?}: {status}\n{stdout}{stderr}");
+    let [stdout, _] = streams(command)?;
     Ok(stdout.trim_end().to_owned())
 }
 
