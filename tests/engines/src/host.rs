@@ -1,18 +1,15 @@
 //! What /proc and /sys tell of processes, whichever container they are in.
 
-use crate::wait::{ensure_eq, until};
+use crate::wait::{ensure_eq, script, until};
 use anyhow::{Result, bail, ensure};
 use caps::{CapSet, Capability};
 use harness::proc;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use procfs::net::dev_status;
-use procfs::process::{Process, all_processes};
+use procfs::process::Process;
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-
-const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Waits until the process `pid` sleeps as pause does when it has done everything else, and no signal
 /// is pending. It has to be `binary`, run by `user` of its user namespace.
@@ -49,7 +46,7 @@ fn host_id(pid: i32, map: &str, id: u32) -> Result<u32> {
 
 /// The version of control groups on this machine.
 pub fn cgroup_version() -> u8 {
-    if Path::new(CGROUPS).join("cgroup.procs").exists() { 2 } else { 1 }
+    if Path::new("/sys/fs/cgroup/cgroup.procs").exists() { 2 } else { 1 }
 }
 
 /// Whether this process may raise limits and lower OOM scores. Even root may not everywhere.
@@ -68,41 +65,8 @@ pub fn namespaces(process: &Process, kinds: &[&str]) -> Result<Vec<PathBuf>> {
     kinds.iter().map(|kind| Ok(fs::read_link(folder.join(kind))?)).collect()
 }
 
-/// Everything on this machine that comes and goes with a pod: processes, mounts, network interfaces,
-/// control groups.
+/// Everything on this machine that comes and goes with a pod, as lines.
 pub fn surroundings() -> Result<HashSet<String>> {
-    let mut found = HashSet::new();
-    for process in all_processes()?.flatten() {
-        // A thread of the kernel has no command line.
-        let words = process.cmdline().unwrap_or_default();
-        if !words.is_empty() {
-            found.insert(format!("process {} {words:?}", process.pid));
-        }
-    }
-    let mounts = Process::myself()?.mountinfo()?;
-    found.extend(mounts.iter().map(|mount| format!("mount {}", mount.mount_point.display())));
-    found.extend(dev_status()?.keys().map(|link| format!("network interface {link}")));
-    // In each hierarchy, engines keep a group at the top. Slices and scopes are systemd's.
-    let hierarchies = if cgroup_version() == 2 { vec![CGROUPS.into()] } else { folders(CGROUPS) };
-    let tops = hierarchies.iter().flat_map(folders);
-    let mut groups: Vec<_> = tops
-        .filter(|top| !top.ends_with(".slice") && !top.ends_with(".scope"))
-        .flat_map(|top| folders(&top))
-        .collect();
-    while let Some(group) = groups.pop() {
-        groups.extend(folders(&group));
-        match group.rsplit('/').next().unwrap_or_default() {
-            // Podman and Docker keep these.
-            "conmon" | "buildkit" => {}
-            name => drop(found.insert(format!("control group {name}"))),
-        }
-    }
-    Ok(found)
-}
-
-/// The folders in a folder.
-fn folders(path: impl AsRef<Path>) -> Vec<String> {
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-    folders.map(|entry| entry.path().display().to_string()).collect()
+    let found = script(include_str!("../surroundings.sh"), &[])?;
+    Ok(found.lines().map(str::to_owned).collect())
 }
