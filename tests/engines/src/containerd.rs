@@ -31,7 +31,7 @@ const CTR: &[&str] = &["ctr", "--namespace", "k8s.io"];
 const EVENTS: &str = "/var/log/ctr.log";
 
 /// A network between each pod and its host. Unlike a bridge, it leaves nothing when the last pod goes.
-pub const NETWORK: &str = r#"{
+const NETWORK: &str = r#"{
     "cniVersion": "0.4.0",
     "name": "pods",
     "type": "ptp",

@@ -41,25 +41,6 @@ const SANDBOX_CHANGED: &str = "Pod sandbox changed, it will be killed and re-cre
 /// Signals that a process in the pod sends to PID 1.
 pub const SIGNALS: &str = "for signal in TERM INT HUP USR1; do kill -$signal 1 || exit; done";
 
-/// The configuration of containerd, which imports the drop-in in `deploy/`.
-const CONTAINERD: &str = "
-version = 3
-imports = ['/etc/containerd/conf.d/*.toml']
-root = '/var/lib/kubernetes-node'
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ['/opt/kubernetes']
-conf_dir = '/etc/containerd/cni'
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-runtime_type = 'io.containerd.runc.v2'
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runsc]
-runtime_type = 'io.containerd.runsc.v1'
-runtime_path = '/project/tests/engines/kubernetes/gvisor/shim.sh'
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runsc.options]
-TypeUrl = 'io.containerd.runsc.v1.options'
-ConfigPath = '/etc/containerd/gvisor.toml'
-[plugins.'io.containerd.cri.v1.runtime']
-";
-
 /// The manifest $1 with the names of the images that are there.
 const MANIFEST: &str = r##"
     sed -e "s#image: .*/pause:.*#image: $2#" -e "s#image: .*nginx.*#image: $3#" \
@@ -151,7 +132,8 @@ pub fn start_node(candidate: &Candidate) -> Result<()> {
     let reason = "it is not built: run cargo xtask engines kubernetes";
     ensure!(Path::new(KUBELET).exists(), Skip(reason));
     let restrict = !host::has_cap_sys_resource()?;
-    let config = format!("{CONTAINERD}restrict_oom_score_adj = {restrict}\n");
+    let config = include_str!("../kubernetes/containerd.toml");
+    let config = format!("{config}restrict_oom_score_adj = {restrict}\n");
     let drop_in = deployed("containerd-2.toml", &candidate.reference)?;
     node(&["start", &config, &drop_in])
 }

@@ -1,12 +1,11 @@
 //! A registry on the loopback, and a second containerd that pulls from it, for critest.
 
-use crate::containerd::{NETWORK, deployed, is_ready, remove_sandboxes};
+use crate::containerd::{deployed, is_ready, remove_sandboxes};
 use crate::daemon::Daemon;
 use crate::engine::Skip;
 use crate::host;
 use crate::wait::script;
 use anyhow::{Result, ensure};
-use serde_json::{Value, json};
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
@@ -30,29 +29,10 @@ const CLIENTS: &str = r#"
     grep -q "$1" /etc/hosts || echo "127.0.0.1 $1" >> /etc/hosts
     test -e /etc/registry.key || openssl req -x509 -newkey rsa:2048 -noenc -days 30 -subj "/CN=$1" \
         -addext "subjectAltName=DNS:$1" -keyout /etc/registry.key -out /etc/ssl/certs/registry.pem
-    mkdir -p /etc/containers /etc/node/certs.d/_default /etc/node/cni /etc/node/conf.d
+    mkdir -p /etc/containers /etc/node/certs.d/_default /etc/node/conf.d
     echo '{ "default": [{ "type": "insecureAcceptAnything" }] }' > /etc/containers/policy.json
     printf 'server = "https://%s"\n' "$1" > /etc/node/certs.d/_default/hosts.toml
 "#;
-
-/// The node's own configuration, besides what is imported.
-const NODE: &str = "
-version = 3
-imports = ['/etc/node/conf.d/*.toml']
-root = '/var/lib/node'
-state = '/run/node'
-[grpc]
-address = '/run/node/containerd.sock'
-[plugins.'io.containerd.cri.v1.images'.registry]
-config_path = '/etc/node/certs.d'
-[plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dirs = ['/usr/lib/cni']
-conf_dir = '/etc/node/cni'
-[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-runtime_type = 'io.containerd.runc.v2'
-runtime_path = '/opt/kubernetes/containerd-shim-runc-v2'
-[plugins.'io.containerd.cri.v1.runtime']
-";
 
 /// How crictl and critest reach the node.
 pub const NODE_SOCKET: &str = "unix:///run/node/containerd.sock";
@@ -77,12 +57,11 @@ impl Node {
     /// Starts it with `image` for the sandboxes, and nothing in its store.
     pub fn start(image: &str) -> Result<Self> {
         let restrict = !host::has_cap_sys_resource()?;
-        fs::write("/etc/node/config.toml", format!("{NODE}restrict_oom_score_adj = {restrict}\n"))?;
-        // With the host's ports, as a kubelet asks for them.
-        let network: Value = serde_json::from_str(NETWORK)?;
-        let ports = json!({ "type": "portmap", "capabilities": { "portMappings": true } });
-        let plugins = json!({ "cniVersion": "0.4.0", "name": "node", "plugins": [network, ports] });
-        fs::write("/etc/node/cni/10-node.conflist", plugins.to_string())?;
+        let config = include_str!("../kubernetes/critest.toml");
+        fs::write(
+            "/etc/node/config.toml",
+            format!("{config}restrict_oom_score_adj = {restrict}\n"),
+        )?;
         fs::write("/etc/node/conf.d/20-pause.toml", deployed("containerd-2.toml", image)?)?;
         let command = &["/opt/kubernetes/containerd", "--config", "/etc/node/config.toml"];
         Ok(Self { daemon: Daemon::start(command, answers)? })
