@@ -8,7 +8,6 @@ use harness::target::{TARGETS, Target};
 use regex::Regex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -91,6 +90,7 @@ pub struct Variant {
 /// A part of the image, which has its digest as its name.
 pub struct Blob {
     pub bytes: Vec<u8>,
+    digest: String,
     /// How other blobs refer to it.
     descriptor: Value,
 }
@@ -132,47 +132,34 @@ impl Image {
     /// Builds the release binaries and puts them into an image.
     pub fn new(recipe: &Recipe) -> Result<Self> {
         let product = product()?;
-        let version = product["version"].as_str();
-        let default = || format!("localhost/pause:{}", version.unwrap_or_default());
-        let reference = recipe.tag.clone().unwrap_or_else(default);
+        let version = product["version"].as_str().context("the product has no version")?;
+        let reference = recipe.tag.clone().unwrap_or_else(|| format!("localhost/pause:{version}"));
         let revision = head()?.or_else(|| recipe.revision.clone());
         let timestamp = recipe.timestamp.map_or_else(source_date_epoch, Ok)?;
-        let annotations: BTreeMap<_, _> = [
-            ("title", product["name"].as_str()),
-            ("description", product["description"].as_str()),
-            ("version", version),
-            ("revision", revision.as_deref()),
-            ("source", product["repository"].as_str()),
-            ("licenses", product["license"].as_str()),
-        ]
-        .into_iter()
-        .filter_map(|(key, value)| Some((format!("org.opencontainers.image.{key}"), value?)))
-        .collect();
-        let annotations = json!(annotations);
+        let mut annotations = json!({
+            "org.opencontainers.image.title": product["name"],
+            "org.opencontainers.image.description": product["description"],
+            "org.opencontainers.image.version": version,
+            "org.opencontainers.image.revision": revision,
+            "org.opencontainers.image.source": product["repository"],
+            "org.opencontainers.image.licenses": product["license"],
+        });
+        annotations.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
         let targets = recipe.selection.targets()?.into_iter();
         let variants = targets.map(|target| Variant::new(target, &annotations, timestamp));
         let variants = variants.collect::<Result<Vec<_>>>()?;
 
-        let manifests = variants.iter().map(|variant| {
-            let mut descriptor = variant.manifest.descriptor.clone();
-            descriptor["platform"] = platform(variant.target);
-            descriptor
-        });
         // Several platforms get an index of their own, because containerd takes two manifests of the
         // same name for one image.
-        let (mut image, index) = match &*manifests.collect::<Vec<_>>() {
-            [manifest] => (manifest.clone(), None),
-            manifests => {
-                let index = Blob::json(INDEX, list(manifests));
-                (index.descriptor.clone(), Some(index))
-            }
-        };
+        let manifests: Vec<_> = variants.iter().map(|it| it.manifest.descriptor.clone()).collect();
+        let index = (manifests.len() > 1).then(|| Blob::json(INDEX, index_of(&manifests)));
+        let image = index.as_ref().unwrap_or(&variants[0].manifest);
+        let mut descriptor = image.descriptor.clone();
         // containerd and Podman read the first annotation, skopeo chooses by the second.
-        image["annotations"] = json!({
+        descriptor["annotations"] = json!({
             "io.containerd.image.name": reference,
             "org.opencontainers.image.ref.name": reference.rsplit(':').next(),
         });
-        let digest = image["digest"].as_str().unwrap_or_default().to_owned();
         // Docker before 25 reads only manifest.json, which holds one platform.
         let native = variants.iter().find(|variant| variant.target.is_native());
         let native = native.unwrap_or(&variants[0]);
@@ -182,17 +169,17 @@ impl Image {
             "Layers": [native.layer.path()],
         }]);
 
-        let mut archive = Archive::new(Vec::new());
         let layout = json!({ "imageLayoutVersion": "1.0.0" });
-        let documents = [("oci-layout", layout), ("index.json", list(&[image]))];
-        for (path, value) in documents.into_iter().chain([("manifest.json", docker)]) {
-            append(&mut archive, path, &text(value), 0o644, timestamp)?;
-        }
-        let parts = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
-        for blob in index.iter().chain(parts) {
-            append(&mut archive, &blob.path(), &blob.bytes, 0o644, timestamp)?;
-        }
-        Ok(Self { reference, digest, revision, variants, archive: archive.into_inner()? })
+        let documents = [
+            ("oci-layout", text(layout)),
+            ("index.json", text(index_of(&[descriptor]))),
+            ("manifest.json", text(docker)),
+        ];
+        let documents = documents.iter().map(|(path, bytes)| (path.to_string(), &bytes[..]));
+        let blobs = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
+        let blobs = index.iter().chain(blobs).map(|blob| (blob.path(), &blob.bytes[..]));
+        let archive = tar(documents.chain(blobs), 0o644, timestamp)?;
+        Ok(Self { digest: image.digest.clone(), reference, revision, variants, archive })
     }
 }
 
@@ -252,10 +239,7 @@ impl Selection {
 impl Variant {
     fn new(target: &'static Target, annotations: &Value, timestamp: u32) -> Result<Self> {
         let binary = fs::read(target.build()?)?;
-
-        let mut archive = Archive::new(Vec::new());
-        append(&mut archive, "pause", &binary, 0o755, timestamp)?;
-        let archive = archive.into_inner()?;
+        let archive = tar([("pause".to_owned(), &binary[..])], 0o755, timestamp)?;
         // Zopfli compresses better, but with floating point, which may differ between machines.
         let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
         gzip.write_all(&archive)?;
@@ -275,7 +259,7 @@ impl Variant {
         config["rootfs"] = json!({ "type": "layers", "diff_ids": [sha256(&archive)] });
         config["history"] = json!([{ "created": created, "created_by": "cargo xtask image" }]);
         let config = Blob::json(CONFIG, config);
-        let manifest = Blob::json(
+        let mut manifest = Blob::json(
             MANIFEST,
             json!({
                 "schemaVersion": 2,
@@ -285,6 +269,7 @@ impl Variant {
                 "annotations": annotations,
             }),
         );
+        manifest.descriptor["platform"] = platform(target);
         Ok(Self { target, binary, layer, config, manifest })
     }
 }
@@ -293,7 +278,7 @@ impl Blob {
     fn new(media_type: &str, bytes: Vec<u8>) -> Self {
         let digest = sha256(&bytes);
         let descriptor = json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() });
-        Self { bytes, descriptor }
+        Self { bytes, digest, descriptor }
     }
 
     fn json(media_type: &str, value: Value) -> Self {
@@ -302,7 +287,7 @@ impl Blob {
 
     /// Its path in the OCI layout.
     fn path(&self) -> String {
-        format!("blobs/{}", sha256(&self.bytes).replace(':', "/"))
+        format!("blobs/{}", self.digest.replace(':', "/"))
     }
 }
 
@@ -315,7 +300,8 @@ fn product() -> Result<Value> {
     Ok(packages.find(|it| it["name"] == "pause").context("there is no package pause")?.clone())
 }
 
-fn list(manifests: &[Value]) -> Value {
+/// An index of manifests.
+fn index_of(manifests: &[Value]) -> Value {
     json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })
 }
 
@@ -337,17 +323,23 @@ fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)))
 }
 
-type Archive = tar::Builder<Vec<u8>>;
-
-/// Appends a file that belongs to root to a ustar archive.
-fn append(to: &mut Archive, path: &str, bytes: &[u8], mode: u32, mtime: u32) -> Result<()> {
-    let mut header = tar::Header::new_ustar();
-    header.set_size(bytes.len() as u64);
-    header.set_mode(mode);
-    header.set_mtime(mtime.into());
-    header.set_uid(0);
-    header.set_gid(0);
-    Ok(to.append_data(&mut header, path, bytes)?)
+/// A ustar archive of files, with their paths, that belong to root.
+fn tar<'a>(
+    files: impl IntoIterator<Item = (String, &'a [u8])>,
+    mode: u32,
+    mtime: u32,
+) -> Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, bytes) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(mode);
+        header.set_mtime(mtime.into());
+        header.set_uid(0);
+        header.set_gid(0);
+        archive.append_data(&mut header, path, bytes)?;
+    }
+    Ok(archive.into_inner()?)
 }
 
 /// Checks that a reference has a registry, a repository and a tag. Engines complete a shorter one, each
