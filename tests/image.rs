@@ -186,43 +186,43 @@ fn binaries_are_those_of_the_image() -> Result<()> {
 }
 
 fn only_the_sources_decide_the_bytes() -> Result<()> {
-    let copy = Copy::new()?;
-    let image = || Archive::written_by(&mut copy.xtask(&["image", "--tag", TAG]));
+    let copy = copy()?;
+    let image = || Archive::written_by(&mut xtask_in(&copy, &["image", "--tag", TAG]));
     ensure!(image()?.bytes == ARCHIVE.bytes, "another image");
 
     // Text that does not compress makes binary and layer larger than their budgets.
-    let path = copy.project().join("src/main.rs");
+    let path = copy.path().join("src/main.rs");
     let text: String = (0..60).map(|number| digest(&[number])[7..].to_owned()).collect();
     let source = fs::read_to_string(&path)?;
     fs::write(path, source.replacen("Usage: ", &format!("{text} Usage: "), 1))?;
     ensure!(image()?.bytes != ARCHIVE.bytes, "the image of the original");
     for part in ["binary", "compressed layer"] {
         let complaint = format!("{part} for {} (", NATIVE.platform);
-        fails(&mut copy.xtask(&["size"]), &complaint)?;
+        fails(&mut xtask_in(&copy, &["size"]), &complaint)?;
     }
     Ok(())
 }
 
 fn revision_is_the_commit() -> Result<()> {
-    let copy = Copy::new()?;
+    let copy = copy()?;
     let script = "git init --quiet && git add . && \
                   git -c user.name=test -c user.email=test@example.org \
                   commit --quiet --message=test && git rev-parse HEAD";
     let mut git = Command::new("sh");
-    git.current_dir(copy.project()).args(["-ec", script]).env("GIT_CONFIG_GLOBAL", "/dev/null");
+    git.current_dir(copy.path()).args(["-ec", script]).env("GIT_CONFIG_GLOBAL", "/dev/null");
     let head = succeed(&mut git)?.trim().to_owned();
     let check = |revision: &str| -> Result<()> {
-        let archive = Archive::written_by(copy.xtask(&["image"]).env_remove("GIT_DIR"))?;
+        let archive = Archive::written_by(xtask_in(&copy, &["image"]).env_remove("GIT_DIR"))?;
         let manifest = ImageManifest::from_reader(archive.blob(&archive.image()?))?;
         let annotations = manifest.annotations().as_ref().context("no annotations")?;
         assert_eq!(annotations[ANNOTATION_REVISION], revision);
         Ok(())
     };
     check(&head)?;
-    fs::write(copy.project().join("rustfmt.toml"), "# changed")?;
+    fs::write(copy.path().join("rustfmt.toml"), "# changed")?;
     check(&format!("{head}-dirty"))?;
     // Git's own way to test what it does with the repository of another user.
-    let mut command = copy.xtask(&["image"]);
+    let mut command = xtask_in(&copy, &["image"]);
     command.env_remove("GIT_DIR").env("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1");
     writes_nothing(command.env("GIT_CONFIG_GLOBAL", "/dev/null"), "safe.directory")
 }
@@ -347,34 +347,23 @@ fn fails(command: &mut Command, complaint: &str) -> Result<()> {
 }
 
 /// A copy of the sources for one test, with a target directory of its own.
-struct Copy(TempDir);
-
-impl Copy {
-    fn new() -> Result<Self> {
-        let copy = Self(TempDir::new()?);
-        fs::create_dir(copy.project())?;
-        copy_sources(&copy.project())?;
-        fs::create_dir(copy.0.path().join(".cargo"))?;
-        fs::write(copy.0.path().join(".cargo/config.toml"), HOSTILE_CONFIGURATION)?;
-        Ok(copy)
-    }
-
-    fn project(&self) -> PathBuf {
-        self.0.path().join("a copy of the sources, with quite a long name")
-    }
-
-    /// `cargo xtask` for the copy, where everything is different that should not matter.
-    fn xtask(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new("sh");
-        command.arg("-c").arg(format!("{HOSTILE_ENVIRONMENT}\nexec \"$0\" \"$@\""));
-        command.arg(xtask(&[]).get_program()).args(arguments);
-        command.current_dir(self.project().join("src"));
-        command.env("SOURCE_DATE_EPOCH", EPOCH).env("GIT_DIR", "/nonexistent");
-        command
-    }
+fn copy() -> Result<TempDir> {
+    let copy = TempDir::with_prefix("a copy of the sources, with quite a long name ")?;
+    copy_sources(copy.path())?;
+    fs::write(copy.path().join(".cargo/config.toml"), HOSTILE_CONFIGURATION)?;
+    Ok(copy)
 }
 
-/// What a user may have set for his own programs, in a configuration of cargo above the sources.
+/// `cargo xtask` for the copy, where everything is different that should not matter.
+fn xtask_in(copy: &TempDir, arguments: &[&str]) -> Command {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("{HOSTILE_ENVIRONMENT}\nexec \"$0\" \"$@\""));
+    command.arg(xtask(&[]).get_program()).args(arguments).current_dir(copy.path().join("src"));
+    command.env("SOURCE_DATE_EPOCH", EPOCH).env("GIT_DIR", "/nonexistent");
+    command
+}
+
+/// What a user may have set for his own programs, in a configuration of cargo.
 const HOSTILE_CONFIGURATION: &str = r#"
 build = { incremental = true, rustc-wrapper = "false", rustflags = ["-Copt-level=3"], target = "none" }
 [profile.release]

@@ -1,6 +1,6 @@
 //! `cargo xtask image`: writes the image without a container engine.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use base16ct::HexDisplay;
 use flate2::{Compression, GzBuilder};
 use harness::build;
@@ -161,24 +161,21 @@ impl Image {
             "org.opencontainers.image.ref.name": reference.rsplit(':').next(),
         });
         // Docker before 25 reads only manifest.json, which holds one platform.
-        let native = variants.iter().find(|variant| variant.target.is_native());
-        let native = native.unwrap_or(&variants[0]);
+        let native = variants.iter().find(|it| it.target.is_native()).unwrap_or(&variants[0]);
         let docker = json!([{
             "Config": native.config.path(),
             "RepoTags": [reference],
             "Layers": [native.layer.path()],
         }]);
 
-        let layout = json!({ "imageLayoutVersion": "1.0.0" });
-        let documents = [
-            ("oci-layout", text(layout)),
-            ("index.json", text(index_of(&[descriptor]))),
-            ("manifest.json", text(docker)),
+        let mut files = vec![
+            ("oci-layout".to_owned(), text(json!({ "imageLayoutVersion": "1.0.0" }))),
+            ("index.json".to_owned(), text(index_of(&[descriptor]))),
+            ("manifest.json".to_owned(), text(docker)),
         ];
-        let documents = documents.iter().map(|(path, bytes)| (path.to_string(), &bytes[..]));
         let blobs = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
-        let blobs = index.iter().chain(blobs).map(|blob| (blob.path(), &blob.bytes[..]));
-        let archive = tar(documents.chain(blobs), 0o644, timestamp)?;
+        files.extend(index.iter().chain(blobs).map(|blob| (blob.path(), blob.bytes.clone())));
+        let archive = tar(files, 0o644, timestamp)?;
         Ok(Self { digest: image.digest.clone(), reference, revision, variants, archive })
     }
 }
@@ -194,13 +191,14 @@ fn head() -> Result<Option<String>> {
         .env("LC_ALL", "C")
         .output();
     let Ok(git) = git else { return Ok(None) };
-    let error = String::from_utf8_lossy(&git.stderr);
-    match git.status.success() {
-        true => Ok(Some(String::from_utf8(git.stdout)?.trim().to_owned())),
-        false if error.contains("not a git repository") => Ok(None),
-        // Such as a repository of another user: git says how to trust it.
-        false => bail!("git cannot read the commit of the sources: {error}"),
+    if git.status.success() {
+        return Ok(Some(String::from_utf8(git.stdout)?.trim().to_owned()));
     }
+    // Another error is, for example, a repository of another user: git says how to trust it.
+    let error = String::from_utf8_lossy(&git.stderr);
+    let is_none = error.contains("not a git repository");
+    ensure!(is_none, "git cannot read the commit of the sources: {error}");
+    Ok(None)
 }
 
 /// The variable that reproducible builds take their time from; 1970 without it.
@@ -239,7 +237,7 @@ impl Selection {
 impl Variant {
     fn new(target: &'static Target, annotations: &Value, timestamp: u32) -> Result<Self> {
         let binary = fs::read(target.build()?)?;
-        let archive = tar([("pause".to_owned(), &binary[..])], 0o755, timestamp)?;
+        let archive = tar(vec![("pause".to_owned(), binary.clone())], 0o755, timestamp)?;
         // Zopfli compresses better, but with floating point, which may differ between machines.
         let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
         gzip.write_all(&archive)?;
@@ -259,16 +257,14 @@ impl Variant {
         config["rootfs"] = json!({ "type": "layers", "diff_ids": [sha256(&archive)] });
         config["history"] = json!([{ "created": created, "created_by": "cargo xtask image" }]);
         let config = Blob::json(CONFIG, config);
-        let mut manifest = Blob::json(
-            MANIFEST,
-            json!({
-                "schemaVersion": 2,
-                "mediaType": MANIFEST,
-                "config": config.descriptor,
-                "layers": [layer.descriptor],
-                "annotations": annotations,
-            }),
-        );
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config.descriptor,
+            "layers": [layer.descriptor],
+            "annotations": annotations,
+        });
+        let mut manifest = Blob::json(MANIFEST, manifest);
         manifest.descriptor["platform"] = platform(target);
         Ok(Self { target, binary, layer, config, manifest })
     }
@@ -324,11 +320,7 @@ fn sha256(bytes: &[u8]) -> String {
 }
 
 /// A ustar archive of files, with their paths, that belong to root.
-fn tar<'a>(
-    files: impl IntoIterator<Item = (String, &'a [u8])>,
-    mode: u32,
-    mtime: u32,
-) -> Result<Vec<u8>> {
+fn tar(files: Vec<(String, Vec<u8>)>, mode: u32, mtime: u32) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (path, bytes) in files {
         let mut header = tar::Header::new_ustar();
@@ -337,7 +329,7 @@ fn tar<'a>(
         header.set_mtime(mtime.into());
         header.set_uid(0);
         header.set_gid(0);
-        archive.append_data(&mut header, path, bytes)?;
+        archive.append_data(&mut header, path, &bytes[..])?;
     }
     Ok(archive.into_inner()?)
 }
@@ -346,10 +338,9 @@ fn tar<'a>(
 /// in its way. The patterns of the last two are those of the OCI Distribution Specification.
 fn reference(text: &str) -> Result<String> {
     const REGISTRY: &str = r"(localhost|[A-Za-z0-9-]+([.:][A-Za-z0-9-]+)+)";
-    const REPOSITORY: &str =
-        r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*";
+    const REPOSITORY: &str = r"(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+";
     const TAG: &str = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}";
-    let is_complete = Regex::new(&format!("^{REGISTRY}/{REPOSITORY}:{TAG}$"))?.is_match(text);
+    let is_complete = Regex::new(&format!("^{REGISTRY}{REPOSITORY}:{TAG}$"))?.is_match(text);
     ensure!(is_complete, "expected registry.example/repository:tag");
     Ok(text.to_owned())
 }
