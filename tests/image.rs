@@ -9,7 +9,8 @@ use harness::tests;
 use harness::trial::{Test, Trials, obstacle};
 use nix::unistd::geteuid;
 use oci_spec::image::{
-    ANNOTATION_REVISION, Descriptor, ImageConfiguration, ImageIndex, ImageManifest,
+    ANNOTATION_REVISION, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType,
+    OciLayout,
 };
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -44,11 +45,11 @@ fn main() -> ExitCode {
     trials.run()
 }
 
-const TAG: &str = "registry.example:5000/infra/pause:1.2-test";
+const REFERENCE: &str = "registry.example:5000/infra/pause:1.2-test";
 
 /// The archive as most tests read it.
 static ARCHIVE: LazyLock<Archive> =
-    LazyLock::new(|| Archive::written_by(&mut xtask(&["image", "--tag", TAG])).unwrap());
+    LazyLock::new(|| Archive::written_by(&mut xtask(&["image", "--tag", REFERENCE])).unwrap());
 
 /// The time of the images, unless a test says otherwise, in both forms.
 const EPOCH: &str = "1700000000";
@@ -63,26 +64,29 @@ fn image_is_complete_and_holds_nothing_else() -> Result<()> {
     ensure!(report.contains(&digest(&ARCHIVE.bytes)), "no checksum of the archive in: {report}");
     let push = "\n    skopeo copy --all --preserve-digests 'oci-archive:/";
     ensure!(report.contains(push), "{push} is not in: {report}");
-    ensure!(report.ends_with(&format!("/pause.tar' docker://{TAG}\n")), "no registry in: {report}");
-    check(&ARCHIVE, &[*NATIVE], TAG, CREATED)
+    ensure!(
+        report.ends_with(&format!("/pause.tar' docker://{REFERENCE}\n")),
+        "no registry in: {report}"
+    );
+    check(&ARCHIVE, &[*NATIVE], REFERENCE, CREATED)
 }
 
 fn default_tag_and_timestamp() -> Result<()> {
     let archive = Archive::written_by(xtask(&["image"]).env_remove("SOURCE_DATE_EPOCH"))?;
     ensure!(!archive.report.contains("skopeo"), "{}", archive.report);
-    let tag = concat!("localhost/pause:", env!("CARGO_PKG_VERSION"));
-    check(&archive, &[*NATIVE], tag, "1970-01-01T00:00:00Z")
+    let reference = concat!("localhost/pause:", env!("CARGO_PKG_VERSION"));
+    check(&archive, &[*NATIVE], reference, "1970-01-01T00:00:00Z")
 }
 
 fn index_lists_the_platforms() -> Result<()> {
-    let all = Archive::written_by(&mut xtask(&["image", "--tag", TAG, "--platform", "all"]))?;
+    let all = Archive::written_by(&mut xtask(&["image", "--tag", REFERENCE, "--platform", "all"]))?;
     let targets: Vec<_> = TARGETS.iter().collect();
-    check(&all, &targets, TAG, CREATED)?;
+    check(&all, &targets, REFERENCE, CREATED)?;
     // Neither the order nor a repetition nor a variant that is left out makes a difference.
     let mut platforms: Vec<_> = targets.iter().rev().map(|target| target.platform).collect();
     platforms.push(platforms[0]);
     let platforms = platforms.join(",").replace("/v8", "");
-    let mut command = xtask(&["image", "--tag", TAG, "--platform", &platforms]);
+    let mut command = xtask(&["image", "--tag", REFERENCE, "--platform", &platforms]);
     ensure!(Archive::written_by(&mut command)?.bytes == all.bytes, "another image");
     Ok(())
 }
@@ -98,6 +102,8 @@ fn check(archive: &Archive, targets: &[&Target], reference: &str, created: &str)
     for word in [reference, image.digest().as_ref()] {
         ensure!(archive.report.contains(word), "{word} is not in: {}", archive.report);
     }
+    let layout = OciLayout::from_reader(&archive.files["oci-layout"][..])?;
+    assert_eq!(layout.image_layout_version(), "1.0.0");
     // The layout's two files and Docker's; three blobs for each platform, and an index of several.
     assert_eq!(archive.files.len(), 3 + 3 * targets.len() + usize::from(targets.len() > 1));
     let manifests = match targets {
@@ -133,6 +139,10 @@ fn check(archive: &Archive, targets: &[&Target], reference: &str, created: &str)
         assert_eq!(config.created().as_deref(), Some(created));
 
         let [layer] = &manifest.layers()[..] else { bail!("not one layer") };
+        assert_eq!(
+            [descriptor, manifest.config(), layer].map(Descriptor::media_type),
+            [&MediaType::ImageManifest, &MediaType::ImageConfig, &MediaType::ImageLayerGzip]
+        );
         let mut tar = Vec::new();
         GzDecoder::new(archive.blob(layer)).read_to_end(&mut tar)?;
         assert_eq!(config.rootfs().diff_ids(), &[digest(&tar)]);
@@ -156,7 +166,9 @@ fn skopeo_reads_the_image() -> Result<()> {
     fs::write(&archive, &ARCHIVE.bytes)?;
     let archive = archive.path().display();
     let manifest = ImageManifest::from_reader(ARCHIVE.blob(&ARCHIVE.image()?))?;
-    for source in [format!("oci-archive:{archive}"), format!("docker-archive:{archive}:{TAG}")] {
+    for source in
+        [format!("oci-archive:{archive}"), format!("docker-archive:{archive}:{REFERENCE}")]
+    {
         let copy = TempDir::new()?;
         let mut skopeo = Command::new("skopeo");
         skopeo.args(["--insecure-policy", "copy", "--quiet"]).arg(source);
@@ -187,7 +199,7 @@ fn binaries_are_those_of_the_image() -> Result<()> {
 
 fn only_the_sources_decide_the_bytes() -> Result<()> {
     let copy = copy()?;
-    let image = || Archive::written_by(&mut xtask_in(&copy, &["image", "--tag", TAG]));
+    let image = || Archive::written_by(&mut xtask_in(&copy, &["image", "--tag", REFERENCE]));
     ensure!(image()?.bytes == ARCHIVE.bytes, "another image");
 
     // Text that does not compress makes binary and layer larger than their budgets.
@@ -228,8 +240,11 @@ fn revision_is_the_commit() -> Result<()> {
 }
 
 fn bad_input_writes_nothing() -> Result<()> {
-    for tag in ["", "pause", "infra/pause:2", "registry:5000/pause", "a.b/Pause:1"] {
-        writes_nothing(&mut xtask(&["image", "--tag", tag]), "registry.example/repository:tag")?;
+    for reference in ["", "pause", "infra/pause:2", "registry:5000/pause", "a.b/Pause:1"] {
+        writes_nothing(
+            &mut xtask(&["image", "--tag", reference]),
+            "registry.example/repository:tag",
+        )?;
     }
     for platform in ["", "linux", "linux/arm/v6", "all,"] {
         writes_nothing(&mut xtask(&["image", "--platform", platform]), "linux/arm/v7")?;

@@ -64,7 +64,7 @@ pub struct Selection {
 
 /// The image for one or several platforms.
 pub struct Image {
-    /// Its full name.
+    /// Its full name, with registry and tag.
     pub reference: String,
     /// Digest of its manifest, or of its index if there are several platforms: what a registry calls
     /// the image.
@@ -72,13 +72,13 @@ pub struct Image {
     /// The commit that it is made from, if it is known.
     revision: Option<String>,
     /// There is at least one.
-    pub variants: Vec<Variant>,
+    pub platforms: Vec<PlatformImage>,
     /// All of it in one file.
     pub archive: Vec<u8>,
 }
 
 /// The image for one platform.
-pub struct Variant {
+pub struct PlatformImage {
     pub target: &'static Target,
     pub binary: Vec<u8>,
     /// The compressed layer.
@@ -87,11 +87,11 @@ pub struct Variant {
     manifest: Blob,
 }
 
-/// A part of the image, which has its digest as its name.
+/// A file of the image that is named by its digest.
 pub struct Blob {
     pub bytes: Vec<u8>,
     digest: String,
-    /// How other blobs refer to it.
+    /// How an index or a manifest refers to it.
     descriptor: Value,
 }
 
@@ -99,10 +99,10 @@ pub struct Blob {
 pub fn run(args: &Args) -> Result<()> {
     let (image, output) = make(args)?;
     if let Some(directory) = &args.binaries {
-        write_binaries(directory, &image.variants)
+        write_binaries(directory, &image.platforms)
             .with_context(|| format!("cannot write the binaries to {}", directory.display()))?;
     }
-    let platforms: Vec<_> = image.variants.iter().map(|variant| variant.target.platform).collect();
+    let platforms: Vec<_> = image.platforms.iter().map(|it| it.target.platform).collect();
     let (reference, archive) = (&image.reference, output.display());
     println!("reference   {reference}");
     println!("platforms   {}", platforms.join(", "));
@@ -146,14 +146,14 @@ impl Image {
         });
         annotations.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
         let targets = recipe.selection.targets()?.into_iter();
-        let variants = targets.map(|target| Variant::new(target, &annotations, timestamp));
-        let variants = variants.collect::<Result<Vec<_>>>()?;
+        let platforms = targets.map(|target| PlatformImage::new(target, &annotations, timestamp));
+        let platforms = platforms.collect::<Result<Vec<_>>>()?;
 
         // Several platforms get an index of their own, because containerd takes two manifests of the
         // same name for one image.
-        let manifests: Vec<_> = variants.iter().map(|it| it.manifest.descriptor.clone()).collect();
+        let manifests: Vec<_> = platforms.iter().map(|it| it.manifest.descriptor.clone()).collect();
         let index = (manifests.len() > 1).then(|| Blob::json(INDEX, index_of(&manifests)));
-        let image = index.as_ref().unwrap_or(&variants[0].manifest);
+        let image = index.as_ref().unwrap_or(&platforms[0].manifest);
         let mut descriptor = image.descriptor.clone();
         // containerd and Podman read the first annotation, skopeo chooses by the second.
         descriptor["annotations"] = json!({
@@ -161,7 +161,7 @@ impl Image {
             "org.opencontainers.image.ref.name": reference.rsplit(':').next(),
         });
         // Docker before 25 reads only manifest.json, which holds one platform.
-        let native = variants.iter().find(|it| it.target.is_native()).unwrap_or(&variants[0]);
+        let native = platforms.iter().find(|it| it.target.is_native()).unwrap_or(&platforms[0]);
         let docker = json!([{
             "Config": native.config.path(),
             "RepoTags": [reference],
@@ -169,14 +169,14 @@ impl Image {
         }]);
 
         let mut files = vec![
-            ("oci-layout".to_owned(), text(json!({ "imageLayoutVersion": "1.0.0" }))),
-            ("index.json".to_owned(), text(index_of(&[descriptor]))),
-            ("manifest.json".to_owned(), text(docker)),
+            ("oci-layout".to_owned(), serialize(json!({ "imageLayoutVersion": "1.0.0" }))),
+            ("index.json".to_owned(), serialize(index_of(&[descriptor]))),
+            ("manifest.json".to_owned(), serialize(docker)),
         ];
-        let blobs = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
+        let blobs = platforms.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
         files.extend(index.iter().chain(blobs).map(|blob| (blob.path(), blob.bytes.clone())));
         let archive = tar(files, 0o644, timestamp)?;
-        Ok(Self { digest: image.digest.clone(), reference, revision, variants, archive })
+        Ok(Self { digest: image.digest.clone(), reference, revision, platforms, archive })
     }
 }
 
@@ -211,7 +211,7 @@ fn source_date_epoch() -> Result<u32> {
 impl Selection {
     /// The targets to build for, in the order of [`TARGETS`].
     pub fn targets(&self) -> Result<Vec<&'static Target>> {
-        // The variant may be left out.
+        // The variant may be left out: linux/arm64 names linux/arm64/v8.
         let is_named = |name: &str, target: &Target| {
             let rest = target.platform.strip_prefix(name);
             name == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
@@ -234,7 +234,7 @@ impl Selection {
     }
 }
 
-impl Variant {
+impl PlatformImage {
     fn new(target: &'static Target, annotations: &Value, timestamp: u32) -> Result<Self> {
         let binary = fs::read(target.build()?)?;
         let archive = tar(vec![("pause".to_owned(), binary.clone())], 0o755, timestamp)?;
@@ -278,7 +278,7 @@ impl Blob {
     }
 
     fn json(media_type: &str, value: Value) -> Self {
-        Self::new(media_type, text(value))
+        Self::new(media_type, serialize(value))
     }
 
     /// Its path in the OCI layout.
@@ -309,7 +309,7 @@ fn platform(target: &Target) -> Value {
 }
 
 /// Serializes JSON, always in the same order.
-fn text(mut value: Value) -> Vec<u8> {
+fn serialize(mut value: Value) -> Vec<u8> {
     value.sort_all_objects();
     value.to_string().into_bytes()
 }
@@ -319,7 +319,7 @@ fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)))
 }
 
-/// A ustar archive of files, with their paths, that belong to root.
+/// Makes a ustar archive of files, given by path and content, that belong to root.
 fn tar(files: Vec<(String, Vec<u8>)>, mode: u32, mtime: u32) -> Result<Vec<u8>> {
     let mut archive = tar::Builder::new(Vec::new());
     for (path, bytes) in files {
@@ -346,13 +346,13 @@ fn reference(text: &str) -> Result<String> {
 }
 
 /// Writes the binaries and SHA256SUMS into a directory that is new or empty.
-fn write_binaries(directory: &Path, variants: &[Variant]) -> Result<()> {
+fn write_binaries(directory: &Path, platforms: &[PlatformImage]) -> Result<()> {
     let parent = directory.parent().context("it is not a directory")?;
     fs::create_dir_all(parent)?;
     let executable = Permissions::from_mode(0o755);
     let new = tempfile::Builder::new().permissions(executable.clone()).tempdir_in(parent)?;
     let mut sums = String::new();
-    for Variant { target, binary, .. } in variants {
+    for PlatformImage { target, binary, .. } in platforms {
         // arm64 has no other variant.
         let platform = target.platform.trim_end_matches("/v8").replace('/', "-");
         let name = format!("pause-{platform}");
