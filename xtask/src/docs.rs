@@ -1,4 +1,4 @@
-//! `cargo xtask docs`: the generated tables of the documents.
+//! `cargo xtask docs`: the generated tables of docs/platforms.md.
 
 use crate::image::Selection;
 use crate::size;
@@ -10,14 +10,14 @@ use std::fs;
 
 /// Updates all tables.
 pub fn run() -> Result<()> {
-    update("platforms.md", "sizes", &size::table(&Selection::default())?)?;
+    update("sizes", &size::table(&Selection::default())?)?;
     // This is the last because it needs compilers for all platforms.
-    update("platforms.md", "platforms", &platforms()?)
+    update("platforms", &platforms()?)
 }
 
-/// Replaces the table `name` of a document.
-fn update(document: &str, name: &str, table: &str) -> Result<()> {
-    let path = build::project().join("docs").join(document);
+/// Replaces the table `name` of docs/platforms.md.
+fn update(name: &str, table: &str) -> Result<()> {
+    let path = build::project().join("docs/platforms.md");
     markdown::update_section(&path, &format!("cargo xtask docs: {name}"), table)
 }
 

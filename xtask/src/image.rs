@@ -1,6 +1,6 @@
 //! `cargo xtask image`: writes the image without a container engine.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use base16ct::HexDisplay;
 use flate2::{Compression, GzBuilder};
 use harness::build;
@@ -8,7 +8,6 @@ use harness::target::{TARGETS, Target};
 use regex::Regex;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -65,7 +64,7 @@ pub struct Selection {
 
 /// The image for one or several platforms.
 pub struct Image {
-    /// Its full name.
+    /// Its full name, with registry and tag.
     pub reference: String,
     /// Digest of its manifest, or of its index if there are several platforms: what a registry calls
     /// the image.
@@ -73,13 +72,13 @@ pub struct Image {
     /// The commit that it is made from, if it is known.
     revision: Option<String>,
     /// There is at least one.
-    pub variants: Vec<Variant>,
+    pub platforms: Vec<PlatformImage>,
     /// All of it in one file.
     pub archive: Vec<u8>,
 }
 
 /// The image for one platform.
-pub struct Variant {
+pub struct PlatformImage {
     pub target: &'static Target,
     pub binary: Vec<u8>,
     /// The compressed layer.
@@ -88,10 +87,11 @@ pub struct Variant {
     manifest: Blob,
 }
 
-/// A part of the image, which has its digest as its name.
+/// A file of the image that is named by its digest.
 pub struct Blob {
     pub bytes: Vec<u8>,
-    /// How other blobs refer to it.
+    digest: String,
+    /// How an index or a manifest refers to it.
     descriptor: Value,
 }
 
@@ -99,10 +99,10 @@ pub struct Blob {
 pub fn run(args: &Args) -> Result<()> {
     let (image, output) = make(args)?;
     if let Some(directory) = &args.binaries {
-        write_binaries(directory, &image.variants)
+        write_binaries(directory, &image.platforms)
             .with_context(|| format!("cannot write the binaries to {}", directory.display()))?;
     }
-    let platforms: Vec<_> = image.variants.iter().map(|variant| variant.target.platform).collect();
+    let platforms: Vec<_> = image.platforms.iter().map(|it| it.target.platform).collect();
     let (reference, archive) = (&image.reference, output.display());
     println!("reference   {reference}");
     println!("platforms   {}", platforms.join(", "));
@@ -132,67 +132,51 @@ impl Image {
     /// Builds the release binaries and puts them into an image.
     pub fn new(recipe: &Recipe) -> Result<Self> {
         let product = product()?;
-        let version = product["version"].as_str();
-        let default = || format!("localhost/pause:{}", version.unwrap_or_default());
-        let reference = recipe.tag.clone().unwrap_or_else(default);
+        let version = product["version"].as_str().context("the product has no version")?;
+        let reference = recipe.tag.clone().unwrap_or_else(|| format!("localhost/pause:{version}"));
         let revision = head()?.or_else(|| recipe.revision.clone());
         let timestamp = recipe.timestamp.map_or_else(source_date_epoch, Ok)?;
-        let annotations: BTreeMap<_, _> = [
-            ("title", product["name"].as_str()),
-            ("description", product["description"].as_str()),
-            ("version", version),
-            ("revision", revision.as_deref()),
-            ("source", product["repository"].as_str()),
-            ("licenses", product["license"].as_str()),
-        ]
-        .into_iter()
-        .filter_map(|(key, value)| Some((format!("org.opencontainers.image.{key}"), value?)))
-        .collect();
-        let annotations = json!(annotations);
-        let targets = recipe.selection.targets()?.into_iter();
-        let variants = targets.map(|target| Variant::new(target, &annotations, timestamp));
-        let variants = variants.collect::<Result<Vec<_>>>()?;
-
-        let manifests = variants.iter().map(|variant| {
-            let mut descriptor = variant.manifest.descriptor.clone();
-            descriptor["platform"] = platform(variant.target);
-            descriptor
+        let mut annotations = json!({
+            "org.opencontainers.image.title": product["name"],
+            "org.opencontainers.image.description": product["description"],
+            "org.opencontainers.image.version": version,
+            "org.opencontainers.image.revision": revision,
+            "org.opencontainers.image.source": product["repository"],
+            "org.opencontainers.image.licenses": product["license"],
         });
+        annotations.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
+        let targets = recipe.selection.targets()?.into_iter();
+        let platforms = targets.map(|target| PlatformImage::new(target, &annotations, timestamp));
+        let platforms = platforms.collect::<Result<Vec<_>>>()?;
+
         // Several platforms get an index of their own, because containerd takes two manifests of the
         // same name for one image.
-        let (mut image, index) = match &*manifests.collect::<Vec<_>>() {
-            [manifest] => (manifest.clone(), None),
-            manifests => {
-                let index = Blob::json(INDEX, list(manifests));
-                (index.descriptor.clone(), Some(index))
-            }
-        };
+        let manifests: Vec<_> = platforms.iter().map(|it| it.manifest.descriptor.clone()).collect();
+        let index = (manifests.len() > 1).then(|| Blob::json(INDEX, index_of(&manifests)));
+        let image = index.as_ref().unwrap_or(&platforms[0].manifest);
+        let mut descriptor = image.descriptor.clone();
         // containerd and Podman read the first annotation, skopeo chooses by the second.
-        image["annotations"] = json!({
+        descriptor["annotations"] = json!({
             "io.containerd.image.name": reference,
             "org.opencontainers.image.ref.name": reference.rsplit(':').next(),
         });
-        let digest = image["digest"].as_str().unwrap_or_default().to_owned();
         // Docker before 25 reads only manifest.json, which holds one platform.
-        let native = variants.iter().find(|variant| variant.target.is_native());
-        let native = native.unwrap_or(&variants[0]);
+        let native = platforms.iter().find(|it| it.target.is_native()).unwrap_or(&platforms[0]);
         let docker = json!([{
             "Config": native.config.path(),
             "RepoTags": [reference],
             "Layers": [native.layer.path()],
         }]);
 
-        let mut archive = Archive::new(Vec::new());
-        let layout = json!({ "imageLayoutVersion": "1.0.0" });
-        let documents = [("oci-layout", layout), ("index.json", list(&[image]))];
-        for (path, value) in documents.into_iter().chain([("manifest.json", docker)]) {
-            append(&mut archive, path, &text(value), 0o644, timestamp)?;
-        }
-        let parts = variants.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
-        for blob in index.iter().chain(parts) {
-            append(&mut archive, &blob.path(), &blob.bytes, 0o644, timestamp)?;
-        }
-        Ok(Self { reference, digest, revision, variants, archive: archive.into_inner()? })
+        let mut files = vec![
+            ("oci-layout".to_owned(), serialize(json!({ "imageLayoutVersion": "1.0.0" }))),
+            ("index.json".to_owned(), serialize(index_of(&[descriptor]))),
+            ("manifest.json".to_owned(), serialize(docker)),
+        ];
+        let blobs = platforms.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
+        files.extend(index.iter().chain(blobs).map(|blob| (blob.path(), blob.bytes.clone())));
+        let archive = tar(files, 0o644, timestamp)?;
+        Ok(Self { digest: image.digest.clone(), reference, revision, platforms, archive })
     }
 }
 
@@ -207,13 +191,14 @@ fn head() -> Result<Option<String>> {
         .env("LC_ALL", "C")
         .output();
     let Ok(git) = git else { return Ok(None) };
-    let error = String::from_utf8_lossy(&git.stderr);
-    match git.status.success() {
-        true => Ok(Some(String::from_utf8(git.stdout)?.trim().to_owned())),
-        false if error.contains("not a git repository") => Ok(None),
-        // Such as a repository of another user: git says how to trust it.
-        false => bail!("git cannot read the commit of the sources: {error}"),
+    if git.status.success() {
+        return Ok(Some(String::from_utf8(git.stdout)?.trim().to_owned()));
     }
+    // Another error is, for example, a repository of another user: git says how to trust it.
+    let error = String::from_utf8_lossy(&git.stderr);
+    let is_none = error.contains("not a git repository");
+    ensure!(is_none, "git cannot read the commit of the sources: {error}");
+    Ok(None)
 }
 
 /// The variable that reproducible builds take their time from; 1970 without it.
@@ -226,7 +211,7 @@ fn source_date_epoch() -> Result<u32> {
 impl Selection {
     /// The targets to build for, in the order of [`TARGETS`].
     pub fn targets(&self) -> Result<Vec<&'static Target>> {
-        // The variant may be left out.
+        // The variant may be left out: linux/arm64 names linux/arm64/v8.
         let is_named = |name: &str, target: &Target| {
             let rest = target.platform.strip_prefix(name);
             name == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
@@ -249,13 +234,10 @@ impl Selection {
     }
 }
 
-impl Variant {
+impl PlatformImage {
     fn new(target: &'static Target, annotations: &Value, timestamp: u32) -> Result<Self> {
         let binary = fs::read(target.build()?)?;
-
-        let mut archive = Archive::new(Vec::new());
-        append(&mut archive, "pause", &binary, 0o755, timestamp)?;
-        let archive = archive.into_inner()?;
+        let archive = tar(vec![("pause".to_owned(), binary.clone())], 0o755, timestamp)?;
         // Zopfli compresses better, but with floating point, which may differ between machines.
         let mut gzip = GzBuilder::new().write(Vec::new(), Compression::best());
         gzip.write_all(&archive)?;
@@ -275,16 +257,15 @@ impl Variant {
         config["rootfs"] = json!({ "type": "layers", "diff_ids": [sha256(&archive)] });
         config["history"] = json!([{ "created": created, "created_by": "cargo xtask image" }]);
         let config = Blob::json(CONFIG, config);
-        let manifest = Blob::json(
-            MANIFEST,
-            json!({
-                "schemaVersion": 2,
-                "mediaType": MANIFEST,
-                "config": config.descriptor,
-                "layers": [layer.descriptor],
-                "annotations": annotations,
-            }),
-        );
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": config.descriptor,
+            "layers": [layer.descriptor],
+            "annotations": annotations,
+        });
+        let mut manifest = Blob::json(MANIFEST, manifest);
+        manifest.descriptor["platform"] = platform(target);
         Ok(Self { target, binary, layer, config, manifest })
     }
 }
@@ -293,16 +274,16 @@ impl Blob {
     fn new(media_type: &str, bytes: Vec<u8>) -> Self {
         let digest = sha256(&bytes);
         let descriptor = json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() });
-        Self { bytes, descriptor }
+        Self { bytes, digest, descriptor }
     }
 
     fn json(media_type: &str, value: Value) -> Self {
-        Self::new(media_type, text(value))
+        Self::new(media_type, serialize(value))
     }
 
     /// Its path in the OCI layout.
     fn path(&self) -> String {
-        format!("blobs/{}", sha256(&self.bytes).replace(':', "/"))
+        format!("blobs/{}", self.digest.replace(':', "/"))
     }
 }
 
@@ -315,7 +296,8 @@ fn product() -> Result<Value> {
     Ok(packages.find(|it| it["name"] == "pause").context("there is no package pause")?.clone())
 }
 
-fn list(manifests: &[Value]) -> Value {
+/// An index of manifests.
+fn index_of(manifests: &[Value]) -> Value {
     json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })
 }
 
@@ -327,7 +309,7 @@ fn platform(target: &Target) -> Value {
 }
 
 /// Serializes JSON, always in the same order.
-fn text(mut value: Value) -> Vec<u8> {
+fn serialize(mut value: Value) -> Vec<u8> {
     value.sort_all_objects();
     value.to_string().into_bytes()
 }
@@ -337,39 +319,40 @@ fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{:x}", HexDisplay(&Sha256::digest(bytes)))
 }
 
-type Archive = tar::Builder<Vec<u8>>;
-
-/// Appends a file that belongs to root to a ustar archive.
-fn append(to: &mut Archive, path: &str, bytes: &[u8], mode: u32, mtime: u32) -> Result<()> {
-    let mut header = tar::Header::new_ustar();
-    header.set_size(bytes.len() as u64);
-    header.set_mode(mode);
-    header.set_mtime(mtime.into());
-    header.set_uid(0);
-    header.set_gid(0);
-    Ok(to.append_data(&mut header, path, bytes)?)
+/// Makes a ustar archive of files, given by path and content, that belong to root.
+fn tar(files: Vec<(String, Vec<u8>)>, mode: u32, mtime: u32) -> Result<Vec<u8>> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (path, bytes) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(mode);
+        header.set_mtime(mtime.into());
+        header.set_uid(0);
+        header.set_gid(0);
+        archive.append_data(&mut header, path, &bytes[..])?;
+    }
+    Ok(archive.into_inner()?)
 }
 
 /// Checks that a reference has a registry, a repository and a tag. Engines complete a shorter one, each
 /// in its way. The patterns of the last two are those of the OCI Distribution Specification.
 fn reference(text: &str) -> Result<String> {
     const REGISTRY: &str = r"(localhost|[A-Za-z0-9-]+([.:][A-Za-z0-9-]+)+)";
-    const REPOSITORY: &str =
-        r"[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)*";
+    const REPOSITORY: &str = r"(/[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*)+";
     const TAG: &str = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}";
-    let is_complete = Regex::new(&format!("^{REGISTRY}/{REPOSITORY}:{TAG}$"))?.is_match(text);
+    let is_complete = Regex::new(&format!("^{REGISTRY}{REPOSITORY}:{TAG}$"))?.is_match(text);
     ensure!(is_complete, "expected registry.example/repository:tag");
     Ok(text.to_owned())
 }
 
 /// Writes the binaries and SHA256SUMS into a directory that is new or empty.
-fn write_binaries(directory: &Path, variants: &[Variant]) -> Result<()> {
+fn write_binaries(directory: &Path, platforms: &[PlatformImage]) -> Result<()> {
     let parent = directory.parent().context("it is not a directory")?;
     fs::create_dir_all(parent)?;
     let executable = Permissions::from_mode(0o755);
     let new = tempfile::Builder::new().permissions(executable.clone()).tempdir_in(parent)?;
     let mut sums = String::new();
-    for Variant { target, binary, .. } in variants {
+    for PlatformImage { target, binary, .. } in platforms {
         // arm64 has no other variant.
         let platform = target.platform.trim_end_matches("/v8").replace('/', "-");
         let name = format!("pause-{platform}");

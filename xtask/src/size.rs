@@ -1,6 +1,6 @@
 //! `cargo xtask size`: the sizes of the image, and whether they are within their budgets.
 
-use crate::image::{Image, Recipe, Selection, Variant};
+use crate::image::{Image, PlatformImage, Recipe, Selection};
 use anyhow::{Result, ensure};
 use harness::markdown;
 use indicatif::HumanCount;
@@ -17,7 +17,7 @@ pub fn table(selection: &Selection) -> Result<String> {
     let image = Image::new(&recipe)?;
     let mut parts = Vec::new();
     let mut archive = 0;
-    for Variant { target, binary, layer, .. } in &image.variants {
+    for PlatformImage { target, binary, layer, .. } in &image.platforms {
         let (platform, budget) = (target.platform, target.budget());
         parts.push((format!("binary for {platform}"), binary.len(), budget.binary));
         parts.push((format!("compressed layer for {platform}"), layer.bytes.len(), budget.layer));
