@@ -104,6 +104,8 @@ fn check(archive: &Archive, targets: &[&Target], reference: &str, created: &str)
     }
     let layout = OciLayout::from_reader(&archive.files["oci-layout"][..])?;
     assert_eq!(layout.image_layout_version(), "1.0.0");
+    let warns = archive.report.contains("fail to start");
+    assert_eq!(warns, targets.len() == 1 && !reference.starts_with("localhost/"));
     // The layout's two files and Docker's; three blobs for each platform, and an index of several.
     assert_eq!(archive.files.len(), 3 + 3 * targets.len() + usize::from(targets.len() > 1));
     let manifests = match targets {

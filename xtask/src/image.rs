@@ -111,6 +111,12 @@ pub fn run(args: &Args) -> Result<()> {
     println!("written to  {archive}");
     println!("archive     {}", sha256(&image.archive));
     if !reference.starts_with("localhost/") {
+        if let [only] = platforms[..] {
+            println!(
+                "\nIt is for {only} alone: pods on nodes of other architectures fail to start. \
+                 --platform all makes it for all."
+            );
+        }
         println!(
             "\nTo push it to its registry, run:\n\n    \
              skopeo copy --all --preserve-digests 'oci-archive:{archive}' docker://{reference}"
