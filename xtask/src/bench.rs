@@ -14,7 +14,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, execve, geteuid};
 use procfs::process::Process;
-use procfs::{CpuInfo, Current};
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
@@ -47,14 +46,14 @@ const LIFE: &str = "start to stop, µs";
 /// Everything that is measured, in the order of the columns.
 const FIGURES: [&str; 5] = [FILE, MEMORY, WAKE_UPS, CPU, LIFE];
 
-/// How much is measured; docs/benchmarks.md repeats these numbers.
+/// Number of rounds. docs/benchmarks.md repeats the numbers.
 const ROUNDS: u32 = 3;
+/// Instances that are started and stopped, one after the other, per round.
+const LIVES: u32 = 100;
 /// Instances that sleep at the same time, per round.
 const INSTANCES: u32 = 1000;
 /// Orphans per round.
 const ORPHANS_PER_ROUND: u32 = 2000;
-/// Instances that are started and stopped, one after the other.
-const LIVES: u32 = 300;
 
 /// A regression is a ratio that is worse than the committed one by more than this factor.
 const TOLERANCE: f64 = 1.1;
@@ -64,6 +63,9 @@ const OURS: &str = "pause";
 const UPSTREAM: &str = "upstream";
 /// The peer that the README does not show.
 const HOSTED: &str = "pause, hosted";
+
+/// Builds the peers that are not of this project, and prints their versions.
+const BUILD_PEERS: &str = "xtask/build-peers target/peers";
 
 /// A program that is measured.
 struct Peer {
@@ -82,14 +84,20 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let document = project().join("docs/benchmarks.md");
     let committed = fs::read_to_string(&document).context("cannot read docs/benchmarks.md")?;
-    let (mut peers, versions) = find_peers()?;
-    measure(&mut peers, if args.smoke { 50 } else { 1 })?;
+    let mut peers = build_peers()?;
+    for round in 1..=ROUNDS {
+        // In turn, so that what else the machine does affects all of them.
+        for peer in &mut peers {
+            eprintln!("Round {round} of {ROUNDS}: {}", peer.name);
+            peer.measure(if args.smoke { 50 } else { 1 }).context(peer.name)?;
+        }
+    }
     println!("{}", table(&peers, &[]));
     if args.smoke {
         println!("This was a smoke run: the numbers are meaningless.");
     }
     if args.report {
-        let section = [setting(&versions)?, chart(&peers), table(&peers, &[])].join("\n\n");
+        let section = [setting()?, chart(&peers), table(&peers, &[])].join("\n\n");
         update_section(&document, "cargo xtask bench", &section)?;
         let short = table(&peers, &[HOSTED]);
         update_section(&project().join("README.md"), "cargo xtask bench", &short)?;
@@ -101,47 +109,32 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds all peers. Returns them, and the versions of those that are not of this project.
-fn find_peers() -> Result<(Vec<Peer>, String)> {
-    let folder = project().join("target/peers");
-    let script = project().join("xtask/build-peers");
-    let versions = build::stdout_of(Command::new(&script).arg(&folder))
+/// Builds all peers.
+fn build_peers() -> Result<Vec<Peer>> {
+    build::stdout_of(Command::new("sh").args(["-c", BUILD_PEERS]))
         .context("cannot build the peers; this needs go, gcc, musl-tools and catatonit")?;
+    let folder = project().join("target/peers");
     let peer = |name, program| Peer { name, program, argument: None, samples: BTreeMap::new() };
-    let peers = vec![
+    Ok(vec![
         peer(OURS, build::build(Flavor::Freestanding)?),
         peer(UPSTREAM, folder.join("upstream")),
         peer("upstream, musl", folder.join("upstream-musl")),
         Peer { argument: Some("-P"), ..peer("catatonit -P", folder.join("catatonit")) },
         peer(HOSTED, build::build(Flavor::Hosted)?),
-    ];
-    Ok((peers, versions.trim().to_owned()))
-}
-
-/// Measures all peers in turn, so that what else the machine does affects all of them. A smoke run
-/// measures only one in `part`.
-fn measure(peers: &mut [Peer], part: u32) -> Result<()> {
-    for peer in &mut *peers {
-        let bytes = fs::metadata(&peer.program)?.len();
-        peer.add(FILE, bytes as f64);
-    }
-    eprintln!("Starting and stopping {} instances of each", LIVES / part);
-    for _ in 0..LIVES / part {
-        for peer in &mut *peers {
-            peer.measure_life().context(peer.name)?;
-        }
-    }
-    for round in 1..=ROUNDS {
-        for peer in &mut *peers {
-            eprintln!("Memory and orphans of {}, round {round}", peer.name);
-            peer.measure_memory(INSTANCES / part).context(peer.name)?;
-            peer.measure_reaping(ORPHANS_PER_ROUND / part).context(peer.name)?;
-        }
-    }
-    Ok(())
+    ])
 }
 
 impl Peer {
+    /// Takes the samples of a round. A smoke run measures only one instance or orphan in `part`.
+    fn measure(&mut self, part: u32) -> Result<()> {
+        self.add(FILE, fs::metadata(&self.program)?.len() as f64);
+        for _ in 0..LIVES / part {
+            self.measure_life()?;
+        }
+        self.measure_memory(INSTANCES / part)?;
+        self.measure_reaping(ORPHANS_PER_ROUND / part)
+    }
+
     /// Adds a sample of a figure.
     fn add(&mut self, figure: &'static str, sample: f64) {
         self.samples.entry(figure).or_default().push(sample);
@@ -318,20 +311,19 @@ fn chart(peers: &[Peer]) -> String {
 }
 
 /// A table of where the figures are from.
-fn setting(versions: &str) -> Result<String> {
-    let processors = CpuInfo::current()?;
-    let model = processors.model_name(0).unwrap_or("unknown processor");
-    let first_line = |program: &str, arguments: &[&str]| -> Result<String> {
-        let output = build::stdout_of(Command::new(program).args(arguments))?;
-        Ok(output.lines().next().unwrap_or("unknown").to_owned())
-    };
-    let rows = [
-        ("machine", format!("{} × {model}", processors.num_cores())),
-        ("kernel", first_line("uname", &["--kernel-name", "--kernel-release", "--machine"])?),
-        ("peers", versions.to_owned()),
-        ("compiler", first_line("rustc", &["--version"])?),
-        ("commit", first_line("git", &["describe", "--always", "--dirty"])?),
-        ("date", first_line("date", &["--utc", "+%F"])?),
+fn setting() -> Result<String> {
+    let commands = [
+        ("machine", "echo $(nproc) × $(lscpu | sed --quiet 's/^Model name: *//p')"),
+        ("kernel", "uname --kernel-name --kernel-release --machine"),
+        ("peers", BUILD_PEERS),
+        ("compiler", "rustc --version"),
+        ("commit", "git describe --always --dirty"),
+        ("date", "date --utc +%F"),
     ];
-    Ok(markdown::table(["", ""], rows.map(|(name, value)| [name.to_owned(), value])))
+    let mut rows = Vec::new();
+    for (name, command) in commands {
+        let output = build::stdout_of(Command::new("sh").args(["-c", command]))?;
+        rows.push([name, output.trim()].map(str::to_owned));
+    }
+    Ok(markdown::table(["", ""], rows))
 }

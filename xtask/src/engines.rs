@@ -87,19 +87,21 @@ fn section(args: &Args) -> String {
     format!("cargo xtask engines --release {}{vm} --report{filter}", args.release)
 }
 
-/// Adds the program with the scenarios and its inputs to the system, and returns its command line.
+/// Copies the program with the scenarios and its inputs into the system, and returns its command line.
 fn add_program(debian: &Debian) -> Result<Vec<String>> {
-    let program = "/inputs/engines";
-    debian.add(&build::build_program("engines")?, program)?;
     let (image, archive) = image::make(&image::Args::default())?;
-    let command = ["env", "PAUSE_PROJECT=/project", program, "--reference", &image.reference];
-    let mut command = command.map(str::to_owned).to_vec();
     let mut inputs = vec![("image", archive), ("binary", build::build(Flavor::Freestanding)?)];
     inputs.extend(image_for_all_platforms()?.map(|archive| ("all", archive)));
+    let folder = debian.changed("/inputs");
+    fs::create_dir_all(&folder)?;
+    let copy = |file, name| build::stdout_of(Command::new("cp").args([file, folder.join(name)]));
+    copy(build::build_program("engines")?, "engines")?;
+    let command =
+        ["env", "PAUSE_PROJECT=/project", "/inputs/engines", "--reference", &image.reference];
+    let mut command = command.map(str::to_owned).to_vec();
     for (name, file) in inputs {
-        let place = format!("/inputs/{name}");
-        debian.add(&file, &place)?;
-        command.extend([format!("--{name}"), place]);
+        copy(file, name)?;
+        command.extend([format!("--{name}"), format!("/inputs/{name}")]);
     }
     Ok(command)
 }
@@ -132,7 +134,6 @@ fn kubernetes(args: &Args) -> Result<PathBuf> {
 /// Makes the image for all platforms, and returns where it is. None if there is no `core` to build
 /// it with.
 fn image_for_all_platforms() -> Result<Option<PathBuf>> {
-    let output = project().join("target/image/all.tar");
     if TARGETS.iter().any(|it| !it.is_native() && build::find_core(it.triple).is_err()) {
         return Ok(None);
     }
@@ -141,6 +142,7 @@ fn image_for_all_platforms() -> Result<Option<PathBuf>> {
         selection: Selection { platform: vec!["all".to_owned()] },
         ..Recipe::default()
     };
-    image::make(&image::Args { recipe, output: Some(output.clone()), ..Default::default() })?;
-    Ok(Some(output))
+    let output = Some(project().join("target/image/all.tar"));
+    let (_, archive) = image::make(&image::Args { recipe, output, ..Default::default() })?;
+    Ok(Some(archive))
 }

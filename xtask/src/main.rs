@@ -10,10 +10,10 @@ mod size;
 mod stress;
 mod verify;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use harness::helper;
 use image::Selection;
-use std::process::ExitCode;
 
 /// Development tasks for pause.
 #[derive(Parser)]
@@ -43,9 +43,9 @@ enum Task {
     Verify(verify::Args),
 }
 
-fn main() -> ExitCode {
+fn main() -> Result<()> {
     helper::dispatch();
-    let result = match Cli::parse().task {
+    match Cli::parse().task {
         Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Docs => docs::run(),
@@ -54,12 +54,5 @@ fn main() -> ExitCode {
         Task::Size(args) => size::run(&args),
         Task::Stress(args) => stress::run(&args),
         Task::Verify(args) => verify::run(&args),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
     }
 }

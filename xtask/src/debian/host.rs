@@ -1,6 +1,7 @@
 //! The host, which has to be after a run as it was before.
 
 use anyhow::{Context, Result, ensure};
+use harness::build::project;
 use harness::proc::wait_until;
 use std::collections::BTreeSet;
 use std::process::{self, Command};
@@ -11,9 +12,9 @@ pub struct State(BTreeSet<String>);
 impl State {
     /// Reads it, after the control groups of runs that have ended were removed.
     pub fn read() -> Result<Self> {
-        let mut script = Command::new("bash");
-        script.args(["-c", include_str!("host.sh"), "host.sh", &process::id().to_string()]);
-        let output = script.output().context("cannot run bash")?;
+        let mut script = Command::new(project().join("xtask/src/debian/host.sh"));
+        let output = script.arg(process::id().to_string()).output();
+        let output = output.context("cannot run xtask/src/debian/host.sh")?;
         let errors = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "cannot look at this host: {}", errors.trim());
         let lines = String::from_utf8_lossy(&output.stdout);

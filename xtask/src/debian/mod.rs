@@ -62,14 +62,6 @@ impl Debian {
         self.folder.join("run/upper").join(path.trim_start_matches('/'))
     }
 
-    /// Adds the copy of a file of the host to the system, for this run.
-    pub fn add(&self, source: &Path, path: &str) -> Result<()> {
-        let place = self.changed(path);
-        fs::create_dir_all(place.parent().context("it is in a folder")?)?;
-        fs::copy(source, place).with_context(|| format!("cannot copy {}", source.display()))?;
-        Ok(())
-    }
-
     /// Shows a folder of the host in the system, read-only.
     pub fn show(&mut self, source: &Path, place: &str) {
         self.shown.push(format!("{}:{place}", source.display()));
@@ -78,11 +70,11 @@ impl Debian {
     /// Runs a command in the system, and checks that the host is afterwards as it was before. Returns
     /// whether the command succeeded.
     pub fn run(&self, command: &[String]) -> Result<bool> {
-        let script = self.folder.join("enter.sh");
-        fs::write(&script, include_str!("enter.sh"))?;
-        fs::create_dir_all(self.folder.join("run"))?;
         let mut enter = isolated();
-        enter.args(["--net", "--ipc", "--uts", "--", "sh"]).arg(script).arg(&self.folder);
+        enter
+            .args(["--net", "--ipc", "--uts", "--"])
+            .arg(project().join("xtask/src/debian/enter.sh"));
+        enter.arg(&self.folder);
         enter.args([process::id().to_string(), self.shown.join(",")]).args(command);
         enter.env_clear().envs([
             ("HOME", "/root"),

@@ -8,8 +8,12 @@ use std::process::Command;
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// What systemd runs as soon as it is up. Its output is the machine's, which it switches off.
+/// What systemd starts instead of its usual services, which would be in the way: engines start their
+/// daemons themselves, and a process that starts late looks like one that an engine left. The output is
+/// the machine's, which is switched off afterwards.
 const UNIT: &str = "[Unit]
+Wants=dbus.socket
+After=dbus.socket
 SuccessAction=poweroff
 FailureAction=poweroff
 [Service]
@@ -20,22 +24,6 @@ StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0
 ";
-
-/// What would be in the way: engines start their daemons themselves, and a process that starts late
-/// looks like one that an engine left.
-const MASKED: [&str; 11] = [
-    "apt-daily.timer",
-    "apt-daily-upgrade.timer",
-    "containerd.service",
-    "docker.service",
-    "docker.socket",
-    "etcd.service",
-    "getty.target",
-    "nginx.service",
-    "serial-getty@ttyS0.service",
-    "systemd-logind.service",
-    "tmp.mount",
-];
 
 /// Makes the disk in the folder $1, with a copy of what $2 shows.
 const MAKE: &str = r#"
@@ -83,9 +71,8 @@ impl Debian {
         // Linux changes its own code while it runs. qemu's threads do not always see that of each other, and
         // the kernel panicked ("int3"): one thread emulates both CPUs.
         machine.args(["-accel", if is_emulated { "tcg,thread=single" } else { "kvm" }]);
-        let masks: String = MASKED.iter().map(|unit| format!(" systemd.mask={unit}")).collect();
-        let console = "console=ttyS0 quiet systemd.show_status=no TERM=dumb";
-        let line = format!("root=/dev/vda rw panic=-1 {console} systemd.wants=job.service{masks}");
+        let systemd = "systemd.unit=job.service systemd.mask=tmp.mount systemd.show_status=no";
+        let line = format!("root=/dev/vda rw console=ttyS0 quiet panic=-1 TERM=dumb {systemd}");
         machine.args(self.kernel()?).args(["-append", &line]);
         let status = end(&mut machine)?;
         ensure!(status.success(), "qemu: {status}");
