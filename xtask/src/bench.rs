@@ -15,7 +15,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, execve, geteuid};
 use procfs::process::Process;
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr};
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -129,7 +129,11 @@ impl Peer {
     fn measure(&mut self, part: u32) -> Result<()> {
         self.add(FILE, fs::metadata(&self.program)?.len() as f64);
         for _ in 0..LIVES / part {
-            self.measure_life()?;
+            let start = Instant::now();
+            let pid = self.start()?;
+            wait_until_asleep(pid)?;
+            stop(pid)?;
+            self.add(LIFE, start.elapsed().as_secs_f64() * 1e6);
         }
         self.measure_memory(INSTANCES / part)?;
         self.measure_reaping(ORPHANS_PER_ROUND / part)
@@ -146,16 +150,6 @@ impl Peer {
         let mut samples = self.samples.get(name).cloned().unwrap_or_default();
         samples.sort_by(f64::total_cmp);
         samples.get(samples.len() / 10).copied().unwrap_or(f64::NAN)
-    }
-
-    /// Starts an instance and stops it as soon as it sleeps.
-    fn measure_life(&mut self) -> Result<()> {
-        let start = Instant::now();
-        let pid = self.start()?;
-        wait_until_asleep(pid)?;
-        stop(pid)?;
-        self.add(LIFE, start.elapsed().as_secs_f64() * 1e6);
-        Ok(())
     }
 
     /// Starts many instances and measures their memory while they sleep: the mean of the kernel's
@@ -179,11 +173,9 @@ impl Peer {
         let setup = Setup { libraries: true, arguments, ..Setup::new(&self.program) };
         let sandbox = setup.start()?;
         wait_until("PID 1 sleeps", || state(sandbox.pid) == Some('S'))?;
-        let wake_ups = || Ok::<_, anyhow::Error>(activity(sandbox.pid)?.voluntary_switches);
-        let nanoseconds = || -> Result<u64> {
-            let schedstat = Process::new(sandbox.pid.as_raw())?.schedstat();
-            Ok(schedstat.context("no /proc/PID/schedstat")?.sum_exec_runtime)
-        };
+        let wake_ups = || activity(sandbox.pid).map(|it| it.voluntary_switches);
+        let process = Process::new(sandbox.pid.as_raw())?;
+        let nanoseconds = || process.schedstat().map(|it| it.sum_exec_runtime);
         let (wake_ups_before, nanoseconds_before) = (wake_ups()?, nanoseconds()?);
         sandbox.run(&ORPHANS, &[&orphans.to_string()])?;
         wait_until("all orphans are gone", || children(sandbox.pid).is_empty())?;
@@ -197,9 +189,8 @@ impl Peer {
     /// program has been executed when this returns. It ends at the latest when this process does.
     fn start(&self) -> Result<Pid> {
         let null = File::options().write(true).open("/dev/null")?;
-        let words = [Some(self.program.as_os_str()), self.argument.map(OsStr::new)];
-        let words = words.into_iter().flatten().map(|word| CString::new(word.as_bytes()));
-        let words = words.collect::<Result<Vec<_>, _>>()?;
+        let mut words = vec![CString::new(self.program.as_os_str().as_bytes())?];
+        words.extend(self.argument.map(CString::new).transpose()?);
         let become_peer = || {
             let _ = set_pdeathsig(Signal::SIGKILL)
                 .and_then(|()| dup2_stderr(&null))
@@ -216,28 +207,23 @@ impl Peer {
     }
 }
 
-/// Waits until an instance sleeps. How long this takes is measured, so the state is read again and again
-/// from one open file.
+/// Waits until an instance sleeps, or has ended. How long this takes is measured, so the state is read again
+/// and again from one open file.
 fn wait_until_asleep(pid: Pid) -> Result<()> {
     let stat = File::open(format!("/proc/{pid}/stat"))?;
     let mut buffer = [0; 64];
-    let mut has_ended = false;
     wait_until("it sleeps", || {
-        let length = stat.read_at(&mut buffer, 0).unwrap_or_default();
+        let is_read = stat.read_at(&mut buffer, 0).is_ok();
         // The state comes after the name, which is in parentheses.
-        let has = |state| buffer[..length].windows(4).any(|part| part == state);
-        has_ended = has(b") Z ");
-        has_ended || has(b") S ")
-    })?;
-    ensure!(!has_ended, "it ended instead of sleeping: {:?}", waitpid(pid, None)?);
-    Ok(())
+        is_read && buffer.windows(4).any(|part| part == b") S " || part == b") Z ")
+    })
 }
 
 /// Ends an instance by SIGTERM, and waits until it is gone.
 fn stop(pid: Pid) -> Result<()> {
     kill(pid, Signal::SIGTERM)?;
     let status = waitpid(pid, None)?;
-    ensure!(matches!(status, WaitStatus::Exited(_, 0)), "on SIGTERM: {status:?}");
+    ensure!(matches!(status, WaitStatus::Exited(_, 0)), "it was sent SIGTERM, but: {status:?}");
     Ok(())
 }
 
@@ -259,18 +245,14 @@ fn table(peers: &[Peer], hidden: &[&str]) -> String {
 
 /// A value, and its ratio to upstream's unless one of them is 0 or both are the same.
 fn cell(value: f64, upstream: f64) -> String {
-    let text = number(value);
+    // Three digits, or all before the point.
+    let decimals = [10.0, 100.0].iter().filter(|limit| value < **limit).count();
+    let text = format!("{:.decimals$}", HumanFloatCount(value));
     match value / upstream {
         ratio if ratio == 0.0 || ratio == 1.0 || !ratio.is_finite() => text,
         ratio if ratio < 0.1 => format!("{text} (1/{:.0})", 1.0 / ratio),
         ratio => format!("{text} ({ratio:.2}×)"),
     }
-}
-
-/// Formats a number, with three digits if it is less than 1,000.
-fn number(value: f64) -> String {
-    let decimals = [10.0, 100.0].iter().filter(|limit| value < **limit).count();
-    format!("{:.decimals$}", HumanFloatCount(value))
 }
 
 /// The figures of ours that are worse than in the committed table. Ratios to upstream's are compared,

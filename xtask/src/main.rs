@@ -11,19 +11,13 @@ mod stress;
 mod verify;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use harness::helper;
 use image::Selection;
 
 /// Development tasks for pause.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Subcommand)]
 enum Task {
     /// Measure memory, reaping, start and stop, next to upstream's pause and others; needs root
     Bench(bench::Args),
@@ -45,7 +39,7 @@ enum Task {
 
 fn main() -> Result<()> {
     helper::dispatch();
-    match Cli::parse().task {
+    match Task::parse() {
         Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Docs => docs::run(),

@@ -21,12 +21,9 @@ pub struct Args {
     orphans: u64,
 }
 
-/// Orphans that exit one after the other, per round.
-const IN_A_ROW: u64 = 11_000;
-
-/// Helpers that run at the same time, together with the signals, and the orphans that each leaves per round.
-const MIXED: [&Helper; 4] = [&ORPHANS, &SIMULTANEOUS_ORPHANS, &ZOMBIES, &THREADED_ORPHANS];
-const ORPHANS_OF_EACH: u64 = 1_000;
+/// Helpers that run at the same time, and the orphans that each leaves per round.
+const HELPERS: [&Helper; 4] = [&ORPHANS, &SIMULTANEOUS_ORPHANS, &ZOMBIES, &THREADED_ORPHANS];
+const ORPHANS_OF_EACH: u64 = 2_500;
 
 /// Signals that are sent from inside, and as many from outside, per round.
 const SIGNALS: usize = 100_000;
@@ -44,34 +41,25 @@ helper!(
 pub fn run(args: &Args) -> Result<()> {
     let pod = Setup::of(Flavor::Freestanding)?.asleep()?;
     let (activity_before, kib) = (activity(pod.pid)?, resident(pod.pid)?);
-    let check = |workload| -> Result<()> {
-        let is_gone = || children(pod.pid).is_empty();
-        wait_until(&format!("no orphan or zombie is left of {workload}"), is_gone)?;
-        ensure!(is_asleep(pod.pid), "PID 1 does not sleep after {workload}");
-        ensure!(activity(pod.pid)? == activity_before, "PID 1 was woken by {workload}");
-        let kib_now = resident(pod.pid)?;
-        ensure!(kib_now == kib, "PID 1 has grown by {workload}: from {kib} to {kib_now} KiB");
-        Ok(())
-    };
-
     let bar = ProgressBar::new(args.orphans);
     while bar.position() < args.orphans {
-        pod.run(&ORPHANS, &[&IN_A_ROW.to_string()])?;
-        check("orphans in a row")?;
-        bar.inc(IN_A_ROW);
-
         let mut running = Vec::new();
-        for helper in MIXED.into_iter().chain([&FLOOD]) {
-            let helper_inside = pod.command(helper).arg(ORPHANS_OF_EACH.to_string()).spawn();
-            running.push((helper.name, helper_inside.context(helper.name)?));
+        for helper in HELPERS.into_iter().chain([&FLOOD]) {
+            let process = pod.command(helper).arg(ORPHANS_OF_EACH.to_string()).spawn();
+            running.push((helper.name, process.context(helper.name)?));
         }
         flood(pod.pid)?;
-        for (name, mut helper) in running {
-            let status = helper.wait()?;
+        for (name, mut process) in running {
+            let status = process.wait()?;
             ensure!(status.success(), "{name} inside: {status}");
         }
-        check("the mixed load")?;
-        bar.inc(MIXED.len() as u64 * ORPHANS_OF_EACH);
+        bar.inc(HELPERS.len() as u64 * ORPHANS_OF_EACH);
+
+        wait_until("no orphan or zombie is left", || children(pod.pid).is_empty())?;
+        ensure!(is_asleep(pod.pid), "PID 1 does not sleep");
+        ensure!(activity(pod.pid)? == activity_before, "PID 1 was woken");
+        let kib_now = resident(pod.pid)?;
+        ensure!(kib_now == kib, "the memory of PID 1 was {kib} KiB and is {kib_now} KiB");
     }
     let orphans = HumanCount(bar.position());
     bar.finish_and_clear();

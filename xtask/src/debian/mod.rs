@@ -27,10 +27,7 @@ impl Debian {
     /// Makes the system of a release in `target/debian/RELEASE`, unless it is there already with just these
     /// packages.
     pub fn make(release: &str, packages: &[&str]) -> Result<Self> {
-        ensure!(
-            geteuid().is_root(),
-            "this command needs root: it creates and enters a Debian root directory"
-        );
+        ensure!(geteuid().is_root(), "root is needed, to make and enter a Debian system");
         let folder = project().join("target/debian").join(release);
         fs::create_dir_all(&folder)?;
         let lock = File::create(folder.join("lock"))?;
@@ -159,11 +156,8 @@ fn end(command: &mut Command) -> Result<ExitStatus> {
     Ok(status)
 }
 
-/// Removes a folder, if it is there.
+/// Removes a folder, if it is there, but nothing that is mounted in it.
 fn remove(folder: &Path) -> Result<()> {
-    if folder.exists() {
-        let removed = fs::remove_dir_all(folder);
-        removed.with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    Ok(())
+    let mut rm = Command::new("rm");
+    build::stdout_of(rm.args(["-rf", "--one-file-system"]).arg(folder)).map(drop)
 }
