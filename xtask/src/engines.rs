@@ -69,9 +69,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     if args.report {
         let matrix = fs::read_to_string(debian.changed(REPORT)).context("there is no report")?;
-        let mut git = Command::new("git");
-        git.args(["show", "--no-patch", "--format=Commit %h of %cs"]);
-        let commit = build::stdout_of(&mut git)?;
+        let git = ["show", "--no-patch", "--format=Commit %h of %cs"];
+        let commit = build::stdout_of(Command::new("git").args(git))?;
         markdown::update_section(&document, &section, &format!("{}. {matrix}", commit.trim()))?;
     }
     debian.wipe()?;

@@ -10,10 +10,10 @@ mod size;
 mod stress;
 mod verify;
 
-use anyhow::Result;
 use clap::Parser;
 use harness::helper;
 use image::Selection;
+use std::process::exit;
 
 /// Development tasks for pause.
 #[derive(Parser)]
@@ -37,9 +37,9 @@ enum Task {
     Verify(verify::Args),
 }
 
-fn main() -> Result<()> {
+fn main() {
     helper::dispatch();
-    match Task::parse() {
+    let result = match Task::parse() {
         Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Docs => docs::run(),
@@ -48,5 +48,9 @@ fn main() -> Result<()> {
         Task::Size(args) => size::run(&args),
         Task::Stress(args) => stress::run(&args),
         Task::Verify(args) => verify::run(&args),
+    };
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+        exit(1);
     }
 }

@@ -29,7 +29,7 @@ const ORPHANS_OF_EACH: u64 = 2_500;
 const SIGNALS: usize = 100_000;
 
 helper!(
-    /// Sends signals to PID 1 from inside of its PID namespace.
+    /// Sends signals to PID 1 from inside of its PID namespace. Its argument, a number of orphans, is ignored.
     FLOOD = |_| {
         ensure_inside()?;
         flood(Pid::from_raw(1))
@@ -75,10 +75,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Sends signals to a process that is PID 1, in turn all that neither end nor stop it.
 fn flood(pid: Pid) -> Result<()> {
-    let harmless = |signal: &i32| {
-        ![libc::SIGTERM, libc::SIGINT, libc::SIGKILL, libc::SIGSTOP].contains(signal)
-    };
-    for signal in (1..=64).filter(harmless).cycle().take(SIGNALS) {
+    let fatal = [libc::SIGTERM, libc::SIGINT, libc::SIGKILL, libc::SIGSTOP];
+    for signal in (1..=64).filter(|signal| !fatal.contains(signal)).cycle().take(SIGNALS) {
         // SAFETY: numbers only; nix has no realtime signals.
         Errno::result(unsafe { libc::kill(pid.as_raw(), signal) })?;
     }

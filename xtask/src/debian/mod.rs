@@ -102,7 +102,8 @@ fn mirror() -> Result<String> {
 
 /// Has mmdebstrap make a root folder.
 fn debootstrap(release: &str, packages: &[&str], folder: &Path) -> Result<()> {
-    need("mmdebstrap", "mmdebstrap")?;
+    let found = which::which("mmdebstrap").ok();
+    found.context("mmdebstrap is needed: apt-get install mmdebstrap")?;
     let mut make = isolated();
     make.args(["--mount-proc", "--", "mmdebstrap", "--quiet", "--variant=minbase", "--mode=root"]);
     // The lists of a release in the making may be weeks old on a mirror.
@@ -116,13 +117,6 @@ fn debootstrap(release: &str, packages: &[&str], folder: &Path) -> Result<()> {
          of disk there",
         folder.display()
     );
-    Ok(())
-}
-
-/// Fails if a program is not installed.
-fn need(program: &str, package: &str) -> Result<()> {
-    let found = which::which(program).is_ok();
-    ensure!(found, "{program} is needed: apt-get install {package}");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! The same system in a virtual machine of qemu's: with systemd, the release's own kernel, all
 //! capabilities, and control groups of version 2.
 
-use super::{Debian, end, isolated, need};
+use super::{Debian, end, isolated};
 use anyhow::{Context, Result, ensure};
 use std::fs;
 use std::process::Command;
@@ -92,7 +92,8 @@ impl Debian {
 
     /// The options of qemu for a machine with the kernel of the system.
     fn kernel(&self) -> Result<Vec<String>> {
-        need(QEMU, "qemu-system-x86")?;
+        let found = which::which(QEMU).ok();
+        found.context("qemu is needed: apt-get install qemu-system-x86")?;
         let mut options =
             ["-cpu", "max", "-nographic", "-no-reboot", "-nic", "none"].map(str::to_owned).to_vec();
         for (option, link) in [("-kernel", "vmlinuz"), ("-initrd", "initrd.img")] {
