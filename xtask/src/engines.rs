@@ -16,7 +16,7 @@ const PACKAGES: &str = "apparmor buildah busybox-static containerd containernetw
     docker-registry docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx openssl podman runc \
     skopeo slirp4netns systemd-sysv udev uidmap umoci";
 
-/// Packages that Docker 26 and Podman 5 need besides.
+/// Packages that Docker 26 and Podman 5 need, too.
 const NEWER_PACKAGES: &str = "aardvark-dns docker-buildx docker-cli netavark nftables passt";
 
 /// The command line of `cargo xtask engines`.
