@@ -1,10 +1,10 @@
 //! `cargo xtask bench`: measures what the product costs, next to upstream's pause and others.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor, project};
 use harness::markdown::{self, update_section};
 use harness::orphans::ORPHANS;
-use harness::proc::{TIMEOUT, activity, anonymous, children, state, wait_until};
+use harness::proc::{activity, anonymous, children, state, wait_until};
 use harness::sandbox::Setup;
 use indicatif::HumanFloatCount;
 use nix::libc::SIGCHLD;
@@ -12,18 +12,15 @@ use nix::sched::{CloneFlags, clone};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, geteuid};
+use nix::unistd::{Pid, dup2_stderr, execve, geteuid};
 use procfs::process::Process;
-use procfs::{CpuInfo, Current};
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs::{self, File};
-use std::mem;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::thread;
 use std::time::Instant;
 
 /// The command line of `cargo xtask bench`.
@@ -49,14 +46,14 @@ const LIFE: &str = "start to stop, µs";
 /// Everything that is measured, in the order of the columns.
 const FIGURES: [&str; 5] = [FILE, MEMORY, WAKE_UPS, CPU, LIFE];
 
-/// How much is measured; docs/benchmarks.md repeats these numbers.
+/// Number of rounds. docs/benchmarks.md repeats the numbers.
 const ROUNDS: u32 = 3;
+/// Instances that are started and stopped, one after the other, per round.
+const LIVES: u32 = 100;
 /// Instances that sleep at the same time, per round.
 const INSTANCES: u32 = 1000;
 /// Orphans per round.
 const ORPHANS_PER_ROUND: u32 = 2000;
-/// Instances that are started and stopped, one after the other.
-const LIVES: u32 = 300;
 
 /// A regression is a ratio that is worse than the committed one by more than this factor.
 const TOLERANCE: f64 = 1.1;
@@ -67,11 +64,14 @@ const UPSTREAM: &str = "upstream";
 /// The peer that the README does not show.
 const HOSTED: &str = "pause, hosted";
 
+/// Builds the peers that are not of this project, and prints their versions.
+const BUILD_PEERS: &str = "xtask/build-peers target/peers";
+
 /// A program that is measured.
 struct Peer {
     name: &'static str,
     program: PathBuf,
-    arguments: &'static [&'static str],
+    argument: Option<&'static str>,
     /// The samples of each figure.
     samples: BTreeMap<&'static str, Vec<f64>>,
 }
@@ -84,74 +84,61 @@ pub fn run(args: &Args) -> Result<()> {
     );
     let document = project().join("docs/benchmarks.md");
     let committed = fs::read_to_string(&document).context("cannot read docs/benchmarks.md")?;
-    let (mut peers, versions) = find_peers()?;
-    measure(&mut peers, if args.smoke { 50 } else { 1 })?;
-    println!("{}", table(peers.iter(), &peers));
+    let mut peers = build_peers()?;
+    for round in 1..=ROUNDS {
+        // In turn, so that what else the machine does affects all of them.
+        for peer in &mut peers {
+            eprintln!("Round {round} of {ROUNDS}: {}", peer.name);
+            peer.measure(if args.smoke { 50 } else { 1 }).context(peer.name)?;
+        }
+    }
+    println!("{}", table(&peers, &[]));
     if args.smoke {
         println!("This was a smoke run: the numbers are meaningless.");
     }
     if args.report {
-        let section =
-            [setting(&versions)?, chart(&peers), table(peers.iter(), &peers)].join("\n\n");
+        let section = [setting()?, chart(&peers), table(&peers, &[])].join("\n\n");
         update_section(&document, "cargo xtask bench", &section)?;
-        let shown = peers.iter().filter(|peer| peer.name != HOSTED);
-        update_section(&project().join("README.md"), "cargo xtask bench", &table(shown, &peers))?;
+        let short = table(&peers, &[HOSTED]);
+        update_section(&project().join("README.md"), "cargo xtask bench", &short)?;
     }
     if args.check {
-        let regressions = regressions(&peers, &committed)?;
-        ensure!(
-            regressions.is_empty(),
-            "worse than docs/benchmarks.md: {}",
-            regressions.join("; ")
-        );
+        let worse = regressions(&peers, &committed)?;
+        ensure!(worse.is_empty(), "worse than docs/benchmarks.md: {}", worse.join("; "));
     }
     Ok(())
 }
 
-/// Builds all peers. Returns them, and the versions of those that are not of this project.
-fn find_peers() -> Result<(Vec<Peer>, String)> {
-    let folder = project().join("target/peers");
-    let script = project().join("xtask/build-peers");
-    let versions = build::stdout_of(Command::new(&script).arg(&folder))
+/// Builds all peers.
+fn build_peers() -> Result<Vec<Peer>> {
+    build::stdout_of(Command::new("sh").args(["-c", BUILD_PEERS]))
         .context("cannot build the peers; this needs go, gcc, musl-tools and catatonit")?;
-    let peer = |name, program, arguments| {
-        let samples = BTreeMap::new();
-        Peer { name, program, arguments, samples }
-    };
-    let peers = vec![
-        peer(OURS, build::build(Flavor::Freestanding)?, &[][..]),
-        peer(UPSTREAM, folder.join("upstream"), &[]),
-        peer("upstream, musl", folder.join("upstream-musl"), &[]),
-        peer("catatonit -P", folder.join("catatonit"), &["-P"]),
-        peer(HOSTED, build::build(Flavor::Hosted)?, &[]),
-    ];
-    Ok((peers, versions.trim().to_owned()))
-}
-
-/// Measures all peers in turn, so that what else the machine does affects all of them. A smoke run
-/// measures only one in `part`.
-fn measure(peers: &mut [Peer], part: u32) -> Result<()> {
-    for peer in &mut *peers {
-        let bytes = fs::metadata(&peer.program)?.len();
-        peer.add(FILE, bytes as f64);
-    }
-    eprintln!("Starting and stopping {} instances of each", LIVES / part);
-    for _ in 0..LIVES / part {
-        for peer in &mut *peers {
-            peer.measure_life().context(peer.name)?;
-        }
-    }
-    for round in 1..=ROUNDS {
-        for peer in &mut *peers {
-            eprintln!("Memory and orphans of {}, round {round}", peer.name);
-            peer.measure_memory(INSTANCES / part).context(peer.name)?;
-            peer.measure_reaping(ORPHANS_PER_ROUND / part).context(peer.name)?;
-        }
-    }
-    Ok(())
+    let folder = project().join("target/peers");
+    let peer = |name, program| Peer { name, program, argument: None, samples: BTreeMap::new() };
+    Ok(vec![
+        peer(OURS, build::build(Flavor::Freestanding)?),
+        peer(UPSTREAM, folder.join("upstream")),
+        peer("upstream, musl", folder.join("upstream-musl")),
+        Peer { argument: Some("-P"), ..peer("catatonit -P", folder.join("catatonit")) },
+        peer(HOSTED, build::build(Flavor::Hosted)?),
+    ])
 }
 
 impl Peer {
+    /// Takes the samples of a round. A smoke run measures only one instance or orphan in `part`.
+    fn measure(&mut self, part: u32) -> Result<()> {
+        self.add(FILE, fs::metadata(&self.program)?.len() as f64);
+        for _ in 0..LIVES / part {
+            let start = Instant::now();
+            let pid = self.start()?;
+            wait_until_asleep(pid)?;
+            stop(pid)?;
+            self.add(LIFE, start.elapsed().as_secs_f64() * 1e6);
+        }
+        self.measure_memory(INSTANCES / part)?;
+        self.measure_reaping(ORPHANS_PER_ROUND / part)
+    }
+
     /// Adds a sample of a figure.
     fn add(&mut self, figure: &'static str, sample: f64) {
         self.samples.entry(figure).or_default().push(sample);
@@ -165,85 +152,49 @@ impl Peer {
         samples.get(samples.len() / 10).copied().unwrap_or(f64::NAN)
     }
 
-    /// Starts an instance and stops it as soon as it sleeps.
-    fn measure_life(&mut self) -> Result<()> {
-        let start = Instant::now();
-        let instance = Instance::start(self)?;
-        instance.wait_until_asleep()?;
-        instance.stop()?;
-        self.add(LIFE, start.elapsed().as_secs_f64() * 1e6);
-        Ok(())
-    }
-
     /// Starts many instances and measures their memory while they sleep: the mean of the kernel's
     /// accounts of the processes, which other programs do not influence.
     fn measure_memory(&mut self, number: u32) -> Result<()> {
-        let instances = (0..number).map(|_| Instance::start(self));
-        let instances = instances.collect::<Result<Vec<_>>>()?;
+        let instances = (0..number).map(|_| self.start()).collect::<Result<Vec<_>>>()?;
         let mut sum = 0;
-        for instance in &instances {
-            instance.wait_until_asleep()?;
-            let page_tables = Process::new(instance.pid.as_raw())?.status()?.vmpte;
+        for &pid in &instances {
+            wait_until_asleep(pid)?;
+            let page_tables = Process::new(pid.as_raw())?.status()?.vmpte.context("no VmPTE")?;
             // VmPTE leaves out the topmost page table.
-            sum += page_tables.context("no VmPTE")? + procfs::page_size() / 1024;
-            sum += anonymous(instance.pid)?;
+            sum += page_tables + procfs::page_size() / 1024 + anonymous(pid)?;
         }
         self.add(MEMORY, sum as f64 / f64::from(number));
-        Ok(())
+        instances.into_iter().try_for_each(stop)
     }
 
     /// Makes orphans, one after the other, and measures what they cost PID 1.
     fn measure_reaping(&mut self, orphans: u32) -> Result<()> {
-        let arguments = self.arguments.iter().map(Into::into).collect();
+        let arguments = self.argument.into_iter().map(Into::into).collect();
         let setup = Setup { libraries: true, arguments, ..Setup::new(&self.program) };
         let sandbox = setup.start()?;
         wait_until("PID 1 sleeps", || state(sandbox.pid) == Some('S'))?;
-        let before = scheduled(sandbox.pid)?;
+        let wake_ups = || activity(sandbox.pid).map(|it| it.voluntary_switches);
+        let process = Process::new(sandbox.pid.as_raw())?;
+        let nanoseconds = || process.schedstat().map(|it| it.sum_exec_runtime);
+        let (wake_ups_before, nanoseconds_before) = (wake_ups()?, nanoseconds()?);
         sandbox.run(&ORPHANS, &[&orphans.to_string()])?;
         wait_until("all orphans are gone", || children(sandbox.pid).is_empty())?;
-        let after = scheduled(sandbox.pid)?;
         let thousands = f64::from(orphans) / 1000.0;
-        self.add(WAKE_UPS, (after.wake_ups - before.wake_ups) as f64 / thousands);
-        self.add(CPU, (after.nanoseconds - before.nanoseconds) as f64 / 1e6 / thousands);
+        self.add(WAKE_UPS, (wake_ups()? - wake_ups_before) as f64 / thousands);
+        self.add(CPU, (nanoseconds()? - nanoseconds_before) as f64 / 1e6 / thousands);
         Ok(())
     }
-}
 
-/// What a process has cost the scheduler so far.
-struct Scheduled {
-    wake_ups: u64,
-    nanoseconds: u64,
-}
-
-fn scheduled(pid: Pid) -> Result<Scheduled> {
-    let schedstat = Process::new(pid.as_raw())?.schedstat().context("no /proc/PID/schedstat")?;
-    let wake_ups = activity(pid)?.voluntary_switches;
-    Ok(Scheduled { wake_ups, nanoseconds: schedstat.sum_exec_runtime })
-}
-
-/// A running instance of a peer: PID 1 of a PID namespace of its own, with no other new namespace.
-/// Dropping it kills it.
-struct Instance {
-    /// PID of its PID 1 in this PID namespace.
-    pid: Pid,
-}
-
-impl Instance {
-    /// Starts `peer`, which has been executed when this returns.
-    fn start(peer: &Peer) -> Result<Self> {
-        let null = File::options().read(true).write(true).open("/dev/null")?;
-        let mut words = vec![CString::new(peer.program.as_os_str().as_bytes())?];
-        for argument in peer.arguments {
-            words.push(CString::new(*argument)?);
-        }
-        let mut failure = None;
+    /// Starts an instance, as PID 1 of a PID namespace of its own, with no other new namespace. The
+    /// program has been executed when this returns. It ends at the latest when this process does.
+    fn start(&self) -> Result<Pid> {
+        let null = File::options().write(true).open("/dev/null")?;
+        let mut words = vec![CString::new(self.program.as_os_str().as_bytes())?];
+        words.extend(self.argument.map(CString::new).transpose()?);
         let become_peer = || {
-            let Err(error) = set_pdeathsig(Signal::SIGKILL)
-                .and_then(|()| dup2_stdin(&null))
-                .and_then(|()| dup2_stdout(&null))
+            let _ = set_pdeathsig(Signal::SIGKILL)
                 .and_then(|()| dup2_stderr(&null))
                 .and_then(|()| execve(&words[0], &words, &[c"PATH=/usr/bin:/bin"]));
-            failure = Some(error);
             127
         };
         // The cheapest way to start a process, so that little but the peer is measured: the child
@@ -252,48 +203,28 @@ impl Instance {
         let mut stack = [0; 64 * 1024];
         // SAFETY: this is the only thread, and it waits; the child has more stack than it needs.
         let pid = unsafe { clone(Box::new(become_peer), &mut stack, flags, Some(SIGCHLD)) };
-        let instance = Self { pid: pid.context("cannot make a PID namespace")? };
-        match failure {
-            None => Ok(instance),
-            Some(error) => bail!("cannot run {}: {error}", peer.program.display()),
-        }
-    }
-
-    /// Waits until it sleeps. How long this takes is measured, so the state is read again and again
-    /// from one open file.
-    fn wait_until_asleep(&self) -> Result<()> {
-        let start = Instant::now();
-        let stat = File::open(format!("/proc/{}/stat", self.pid))?;
-        let mut buffer = [0; 128];
-        loop {
-            let length = stat.read_at(&mut buffer, 0)?;
-            // The state comes after the name, which is in parentheses.
-            let has = |state| buffer[..length].windows(4).any(|part| part == state);
-            if has(b") S ") {
-                return Ok(());
-            }
-            ensure!(!has(b") Z "), "it ended instead of sleeping");
-            ensure!(start.elapsed() < TIMEOUT, "it did not go to sleep in time");
-            thread::yield_now();
-        }
-    }
-
-    /// Ends it by SIGTERM, and waits until it is gone.
-    fn stop(self) -> Result<()> {
-        kill(self.pid, Signal::SIGTERM)?;
-        let status = waitpid(self.pid, None)?;
-        // Its PID may belong to another process by now.
-        mem::forget(self);
-        ensure!(matches!(status, WaitStatus::Exited(_, 0)), "on SIGTERM: {status:?}");
-        Ok(())
+        pid.context("cannot make a PID namespace")
     }
 }
 
-impl Drop for Instance {
-    fn drop(&mut self) {
-        let _ = kill(self.pid, Signal::SIGKILL);
-        let _ = waitpid(self.pid, None);
-    }
+/// Waits until an instance sleeps, or has ended. How long this takes is measured, so the state is read again
+/// and again from one open file.
+fn wait_until_asleep(pid: Pid) -> Result<()> {
+    let stat = File::open(format!("/proc/{pid}/stat"))?;
+    let mut buffer = [0; 64];
+    wait_until("it sleeps", || {
+        let is_read = stat.read_at(&mut buffer, 0).is_ok();
+        // The state comes after the name, which is in parentheses.
+        is_read && buffer.windows(4).any(|part| part == b") S " || part == b") Z ")
+    })
+}
+
+/// Ends an instance by SIGTERM, and waits until it is gone.
+fn stop(pid: Pid) -> Result<()> {
+    kill(pid, Signal::SIGTERM)?;
+    let status = waitpid(pid, None)?;
+    ensure!(matches!(status, WaitStatus::Exited(_, 0)), "it was sent SIGTERM, but: {status:?}");
+    Ok(())
 }
 
 /// Finds a peer by its name.
@@ -301,19 +232,22 @@ fn find<'a>(peers: &'a [Peer], name: &str) -> &'a Peer {
     peers.iter().find(|peer| peer.name == name).expect("the peer is in the list")
 }
 
-/// A table of all figures of the peers in `shown`, with ratios to upstream's.
-fn table<'a>(shown: impl Iterator<Item = &'a Peer>, peers: &[Peer]) -> String {
+/// A table of all figures of the peers but those in `hidden`, with ratios to upstream's.
+fn table(peers: &[Peer], hidden: &[&str]) -> String {
     let upstream = find(peers, UPSTREAM);
+    let shown = peers.iter().filter(|peer| !hidden.contains(&peer.name));
     let rows = shown.map(|peer| {
-        let cell = |name| cell(peer.figure(name), upstream.figure(name));
-        [peer.name.to_owned()].into_iter().chain(FIGURES.map(cell)).collect::<Vec<_>>()
+        let cells = FIGURES.map(|figure| cell(peer.figure(figure), upstream.figure(figure)));
+        [&[peer.name.to_owned()], &cells[..]].concat()
     });
     markdown::table([&["program"], &FIGURES[..]].concat(), rows)
 }
 
 /// A value, and its ratio to upstream's unless one of them is 0 or both are the same.
 fn cell(value: f64, upstream: f64) -> String {
-    let text = number(value);
+    // Three digits, or all before the point.
+    let decimals = [10.0, 100.0].iter().filter(|limit| value < **limit).count();
+    let text = format!("{:.decimals$}", HumanFloatCount(value));
     match value / upstream {
         ratio if ratio == 0.0 || ratio == 1.0 || !ratio.is_finite() => text,
         ratio if ratio < 0.1 => format!("{text} (1/{:.0})", 1.0 / ratio),
@@ -321,25 +255,13 @@ fn cell(value: f64, upstream: f64) -> String {
     }
 }
 
-/// Formats a number with three digits, or all before the point.
-fn number(value: f64) -> String {
-    let digits = (2.0 - value.abs().max(1.0).log10().floor()).max(0.0) as usize;
-    format!("{:.digits$}", HumanFloatCount(value))
-}
-
 /// The figures of ours that are worse than in the committed table. Ratios to upstream's are compared,
 /// because those hold across machines.
-fn regressions(peers: &[Peer], committed: &str) -> Result<Vec<String>> {
+fn regressions(peers: &[Peer], document: &str) -> Result<Vec<String>> {
     let mut regressions = Vec::new();
-    for (column, figure) in FIGURES.iter().enumerate() {
-        let committed = |name| -> Result<f64> {
-            let mut rows = committed.lines().map(|line| line.split('|').map(str::trim));
-            let row = rows.find(|row| row.clone().nth(1) == Some(name));
-            let cell = row.and_then(|mut row| row.nth(column + 2)?.split(' ').next());
-            let cell = cell.with_context(|| format!("docs/benchmarks.md has no row {name:?}"))?;
-            cell.replace(',', "").parse().with_context(|| format!("not a number: {cell:?}"))
-        };
-        let old = committed(OURS)? / committed(UPSTREAM)?;
+    let [ours, upstream] = [OURS, UPSTREAM].map(|name| committed(document, name));
+    for (figure, (ours, upstream)) in FIGURES.iter().zip(ours?.into_iter().zip(upstream?)) {
+        let old = ours / upstream;
         let new = find(peers, OURS).figure(figure) / find(peers, UPSTREAM).figure(figure);
         // A comparison with NaN is false, and that is a regression.
         let is_kept = new <= old * TOLERANCE;
@@ -348,6 +270,16 @@ fn regressions(peers: &[Peer], committed: &str) -> Result<Vec<String>> {
         }
     }
     Ok(regressions)
+}
+
+/// The figures of a peer in docs/benchmarks.md.
+fn committed(document: &str, name: &str) -> Result<[f64; FIGURES.len()]> {
+    let mut rows = document.lines().map(|line| line.split('|').map(str::trim));
+    let row = rows.find(|row| row.clone().nth(1) == Some(name));
+    let cells = row.into_iter().flatten().skip(2);
+    let numbers = cells.filter_map(|cell| cell.split(' ').next()?.replace(',', "").parse().ok());
+    let numbers: Vec<_> = numbers.collect();
+    numbers.try_into().ok().with_context(|| format!("docs/benchmarks.md has no full row {name:?}"))
 }
 
 /// A chart of the memory of each peer.
@@ -361,20 +293,19 @@ fn chart(peers: &[Peer]) -> String {
 }
 
 /// A table of where the figures are from.
-fn setting(versions: &str) -> Result<String> {
-    let processors = CpuInfo::current()?;
-    let model = processors.model_name(0).unwrap_or("unknown processor");
-    let first_line = |program: &str, arguments: &[&str]| -> Result<String> {
-        let output = build::stdout_of(Command::new(program).args(arguments))?;
-        Ok(output.lines().next().unwrap_or("unknown").to_owned())
-    };
-    let rows = [
-        ("machine", format!("{} × {model}", processors.num_cores())),
-        ("kernel", first_line("uname", &["--kernel-name", "--kernel-release", "--machine"])?),
-        ("peers", versions.to_owned()),
-        ("compiler", first_line("rustc", &["--version"])?),
-        ("commit", first_line("git", &["describe", "--always", "--dirty"])?),
-        ("date", first_line("date", &["--utc", "+%F"])?),
+fn setting() -> Result<String> {
+    let commands = [
+        ("machine", "echo $(nproc) × $(lscpu | sed --quiet 's/^Model name: *//p')"),
+        ("kernel", "uname --kernel-name --kernel-release --machine"),
+        ("peers", BUILD_PEERS),
+        ("compiler", "rustc --version"),
+        ("commit", "git describe --always --dirty"),
+        ("date", "date --utc +%F"),
     ];
-    Ok(markdown::table(["", ""], rows.map(|(name, value)| [name.to_owned(), value])))
+    let mut rows = Vec::new();
+    for (name, command) in commands {
+        let output = build::stdout_of(Command::new("sh").args(["-c", command]))?;
+        rows.push([name, output.trim()].map(str::to_owned));
+    }
+    Ok(markdown::table(["", ""], rows))
 }

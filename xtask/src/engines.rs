@@ -1,11 +1,12 @@
 //! `cargo xtask engines`: the image on real container engines, in Debian systems of their own.
 
-use crate::debian::{Debian, Release};
+use crate::debian::Debian;
 use crate::image::{self, Recipe, Selection};
 use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor, project};
 use harness::markdown;
 use harness::target::TARGETS;
+use std::env;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -15,15 +16,15 @@ const PACKAGES: &str = "apparmor buildah busybox-static containerd containernetw
     docker-registry docker.io gcc iproute2 iptables libc6-dev linux-image-cloud-amd64 nginx openssl podman runc \
     skopeo slirp4netns systemd-sysv udev uidmap umoci";
 
-/// Packages that Docker 26 and Podman 5 need besides.
+/// Packages that Docker 26 and Podman 5 need, too.
 const NEWER_PACKAGES: &str = "aardvark-dns docker-buildx docker-cli netavark nftables passt";
 
 /// The command line of `cargo xtask engines`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Release of Debian that the engines are from
-    #[arg(long, value_enum, default_value = "bookworm")]
-    release: Release,
+    /// Release of Debian that the engines are from: 12 (bookworm), 13 (trixie) or testing (forky)
+    #[arg(long, value_parser = ["bookworm", "trixie", "forky"], default_value = "bookworm")]
+    release: String,
     /// Engines that must not be skipped
     #[arg(long, value_name = "ENGINE,...")]
     require: Option<String>,
@@ -44,35 +45,36 @@ pub fn run(args: &Args) -> Result<()> {
     let section = section(args);
     let is_there = fs::read_to_string(&document)?.contains(&format!("<!-- {section} -->"));
     ensure!(!args.report || is_there, "{} has no section <!-- {section} -->", document.display());
-    let mut debian = system(args.release)?;
-    debian.show.push(kubernetes(args)?);
-    let mut command = program(&mut debian)?;
-    let is_emulated = args.vm && !debian.has_kvm()?;
-    let mut add = |words: &[&str]| command.extend(words.iter().map(|word| (*word).to_owned()));
+
+    let newer = if args.release == "bookworm" { "" } else { NEWER_PACKAGES };
+    let packages = PACKAGES.split(' ').chain(newer.split_whitespace()).collect::<Vec<_>>();
+    let mut debian = Debian::make(&args.release, &packages)?;
+    debian.show(&kubernetes(args)?, "/opt/kubernetes");
+    let mut command = add_program(&debian)?;
+    add_sources(&mut debian)?;
     if let Some(names) = &args.require {
-        add(&["--require", names]);
+        command.extend(["--require".to_owned(), names.clone()]);
     }
     if args.report {
-        add(&["--report", REPORT]);
+        command.extend(["--report", REPORT].map(str::to_owned));
     }
+    let is_emulated = args.vm && !debian.has_kvm()?;
     if is_emulated {
-        add(&["--slowness", "10"]);
+        command.extend(["--slowness", "10"].map(str::to_owned));
     }
     command.extend(args.filter.clone());
-    let status = match args.vm {
-        false => debian.run(&command)?.code(),
-        true => Some(debian.run_in_vm(&command, !is_emulated, &[REPORT])?),
+    let passed = match args.vm {
+        false => debian.run(&command)?,
+        true => debian.run_in_vm(&command, is_emulated, REPORT)?,
     };
     if args.report {
         let matrix = fs::read_to_string(debian.changed(REPORT)).context("there is no report")?;
-        let mut commit = Command::new("git");
-        commit.args(["show", "--no-patch", "--format=Commit %h of %cs"]);
-        let commit = build::stdout_of(&mut commit)?;
-        let content = format!("{}. {matrix}", commit.trim());
-        markdown::update_section(&document, &section, &content)?;
+        let git = ["show", "--no-patch", "--format=Commit %h of %cs"];
+        let commit = build::stdout_of(Command::new("git").args(git))?;
+        markdown::update_section(&document, &section, &format!("{}. {matrix}", commit.trim()))?;
     }
     debian.wipe()?;
-    ensure!(status == Some(0), "not every scenario passed");
+    ensure!(passed, "not every scenario passed");
     Ok(())
 }
 
@@ -81,48 +83,43 @@ pub fn run(args: &Args) -> Result<()> {
 fn section(args: &Args) -> String {
     let vm = if args.vm { " --vm" } else { "" };
     let filter: String = args.filter.iter().map(|it| format!(" {it}")).collect();
-    format!("cargo xtask engines --release {}{vm} --report{filter}", args.release.name())
+    format!("cargo xtask engines --release {}{vm} --report{filter}", args.release)
 }
 
-/// Makes the system of a release, with all engines.
-pub fn system(release: Release) -> Result<Debian> {
-    let more = if release == Release::Bookworm { "" } else { NEWER_PACKAGES };
-    let packages: Vec<_> = PACKAGES.split(' ').chain(more.split_whitespace()).collect();
-    Debian::make(release.name(), release, &packages)
-}
-
-/// Adds the program with the scenarios and what it needs to the system, and returns its command line.
-pub fn program(debian: &mut Debian) -> Result<Vec<String>> {
-    let program = build::build_program("engines")?;
-
+/// Copies the program with the scenarios and its inputs into the system, and returns its command line.
+fn add_program(debian: &Debian) -> Result<Vec<String>> {
     let (image, archive) = image::make(&image::Args::default())?;
-    let files = [
-        ("--image", Some(archive)),
-        ("--binary", Some(build::build(Flavor::Freestanding)?)),
-        ("--all", image_for_all_platforms()?),
-    ];
-    debian.add(&program, "/inputs/engines")?;
-    let mut command =
-        ["env", "PAUSE_PROJECT=/project", "/inputs/engines"].map(str::to_owned).to_vec();
-    command.extend(["--reference".to_owned(), image.reference]);
-    for (option, file) in files {
-        let Some(file) = file else { continue };
-        let place = format!("/inputs/{}", option.trim_start_matches('-'));
-        debian.add(&file, &place)?;
-        command.extend([option.to_owned(), place]);
+    let mut inputs = vec![("image", archive), ("binary", build::build(Flavor::Freestanding)?)];
+    inputs.extend(image_for_all_platforms()?.map(|archive| ("all", archive)));
+    let folder = debian.changed("/inputs");
+    fs::create_dir_all(&folder)?;
+    let copy = |file, name| build::stdout_of(Command::new("cp").args([file, folder.join(name)]));
+    copy(build::build_program("engines")?, "engines")?;
+    let command =
+        ["env", "PAUSE_PROJECT=/project", "/inputs/engines", "--reference", &image.reference];
+    let mut command = command.map(str::to_owned).to_vec();
+    for (name, file) in inputs {
+        copy(file, name)?;
+        command.extend([format!("--{name}"), format!("/inputs/{name}")]);
     }
-
-    // For building the Dockerfile without a registry.
-    let sources = debian.changed("/project");
-    fs::create_dir_all(&sources)?;
-    build::copy_sources(&sources)?;
-    debian.show_rust()?;
     Ok(command)
 }
 
+/// Adds the sources, and shows Rust and cargo's registry, for building the Dockerfile without a registry.
+fn add_sources(debian: &mut Debian) -> Result<()> {
+    let sources = debian.changed("/project");
+    fs::create_dir_all(&sources)?;
+    build::copy_sources(&sources)?;
+    debian.show(&build::sysroot()?, "/rust");
+    let default = || env::home_dir().unwrap_or_default().join(".cargo");
+    let cargo = env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
+    debian.show(&cargo.join("registry"), "/registry");
+    Ok(())
+}
+
 /// Builds the programs of Kubernetes if it is asked for, and crictl, which drives containerd, in any
-/// case. Returns the folder with what could be built, and where the system is to see it.
-fn kubernetes(args: &Args) -> Result<(PathBuf, &'static str)> {
+/// case. Returns the folder with what could be built.
+fn kubernetes(args: &Args) -> Result<PathBuf> {
     let mut names = args.filter.iter().chain(&args.require);
     let is_asked_for = names.any(|it| it.contains("kube"));
     let mut build = Command::new(project().join("tests/engines/kubernetes/build.sh"));
@@ -130,15 +127,13 @@ fn kubernetes(args: &Args) -> Result<(PathBuf, &'static str)> {
     ensure!(status?.success() || !is_asked_for, "Kubernetes cannot be built");
     let folder = project().join("target/kubernetes/bin");
     fs::create_dir_all(&folder)?;
-    Ok((folder, "/opt/kubernetes"))
+    Ok(folder)
 }
 
 /// Makes the image for all platforms, and returns where it is. None if there is no `core` to build
 /// it with.
 fn image_for_all_platforms() -> Result<Option<PathBuf>> {
-    let output = project().join("target/image/all.tar");
-    let has_core = |triple| build::find_core(triple).is_ok();
-    if !TARGETS.iter().all(|target| target.is_native() || has_core(target.triple)) {
+    if TARGETS.iter().any(|it| !it.is_native() && build::find_core(it.triple).is_err()) {
         return Ok(None);
     }
     let recipe = Recipe {
@@ -146,6 +141,7 @@ fn image_for_all_platforms() -> Result<Option<PathBuf>> {
         selection: Selection { platform: vec!["all".to_owned()] },
         ..Recipe::default()
     };
-    image::make(&image::Args { recipe, output: Some(output.clone()), ..Default::default() })?;
-    Ok(Some(output))
+    let output = Some(project().join("target/image/all.tar"));
+    let (_, archive) = image::make(&image::Args { recipe, output, ..Default::default() })?;
+    Ok(Some(archive))
 }

@@ -10,20 +10,14 @@ mod size;
 mod stress;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use harness::helper;
 use image::Selection;
-use std::process::ExitCode;
+use std::process::exit;
 
 /// Development tasks for pause.
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
-struct Cli {
-    #[command(subcommand)]
-    task: Task,
-}
-
-#[derive(Subcommand)]
 enum Task {
     /// Measure memory, reaping, start and stop, next to upstream's pause and others; needs root
     Bench(bench::Args),
@@ -43,9 +37,9 @@ enum Task {
     Verify(verify::Args),
 }
 
-fn main() -> ExitCode {
+fn main() {
     helper::dispatch();
-    let result = match Cli::parse().task {
+    let result = match Task::parse() {
         Task::Bench(args) => bench::run(&args),
         Task::Demo(args) => demo::run(&args),
         Task::Docs => docs::run(),
@@ -55,11 +49,8 @@ fn main() -> ExitCode {
         Task::Stress(args) => stress::run(&args),
         Task::Verify(args) => verify::run(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = result {
+        eprintln!("error: {error:#}");
+        exit(1);
     }
 }

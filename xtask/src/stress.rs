@@ -4,16 +4,14 @@ use anyhow::{Context, Result, ensure};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::Helper;
-use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, number};
+use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES};
 use harness::proc::{activity, children, is_asleep, resident, wait_until};
 use harness::sandbox::{STOPPED, Setup, ensure_inside};
-use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanCount, HumanDuration, ProgressBar};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use std::process::Stdio;
-use std::time::Instant;
 
 /// The command line of `cargo xtask stress`.
 #[derive(clap::Args)]
@@ -23,31 +21,18 @@ pub struct Args {
     orphans: u64,
 }
 
-/// Orphans that exit one after the other, per round.
-const IN_A_ROW: u64 = 10_000;
+/// Helpers that run at the same time, and the orphans that each leaves per round.
+const HELPERS: [&Helper; 4] = [&ORPHANS, &SIMULTANEOUS_ORPHANS, &ZOMBIES, &THREADED_ORPHANS];
+const ORPHANS_OF_EACH: u64 = 2_500;
 
 /// Signals that are sent from inside, and as many from outside, per round.
-const FLOOD: u64 = 100_000;
-
-/// A helper that leaves a number of orphans.
-struct Workload {
-    helper: &'static Helper,
-    orphans: u64,
-}
-
-/// The workloads that run at the same time, together with the signals.
-const MIXED: [Workload; 4] = [
-    Workload { helper: &ORPHANS, orphans: 2_000 },
-    Workload { helper: &SIMULTANEOUS_ORPHANS, orphans: 2_000 },
-    Workload { helper: &ZOMBIES, orphans: 1_000 },
-    Workload { helper: &THREADED_ORPHANS, orphans: 200 },
-];
+const SIGNALS: usize = 100_000;
 
 helper!(
-    /// Sends signals to PID 1 from inside of its PID namespace.
-    SIGNALS = |arguments| {
+    /// Sends signals to PID 1 from inside of its PID namespace. Its argument, a number of orphans, is ignored.
+    FLOOD = |_| {
         ensure_inside()?;
-        flood(number(arguments)? as u64, Pid::from_raw(1))
+        flood(Pid::from_raw(1))
     }
 );
 
@@ -55,61 +40,43 @@ helper!(
 /// its memory has not grown. At the end, SIGTERM has to stop it.
 pub fn run(args: &Args) -> Result<()> {
     let pod = Setup::of(Flavor::Freestanding)?.asleep()?;
-    let before = (activity(pod.pid)?, resident(pod.pid)?);
-    let check = |workload| -> Result<()> {
-        let is_gone = || children(pod.pid).is_empty();
-        wait_until(&format!("no orphan or zombie is left of {workload}"), is_gone)?;
-        ensure!(is_asleep(pod.pid), "PID 1 does not sleep after {workload}");
-        let after = (activity(pod.pid)?, resident(pod.pid)?);
-        ensure!(
-            after == before,
-            "after {workload}, PID 1 was woken or has grown: from {before:?} to {after:?}"
-        );
-        Ok(())
-    };
-
-    let style = "{wide_bar} {human_pos}/{human_len} orphans, {elapsed}";
-    let bar = ProgressBar::new(args.orphans).with_style(ProgressStyle::with_template(style)?);
-    let start = Instant::now();
+    let (activity_before, kib) = (activity(pod.pid)?, resident(pod.pid)?);
+    let bar = ProgressBar::new(args.orphans);
     while bar.position() < args.orphans {
-        pod.run(&ORPHANS, &[&IN_A_ROW.to_string()])?;
-        check("orphans in a row")?;
-        bar.inc(IN_A_ROW);
-
-        let orphans = MIXED.iter().map(|workload| (workload.helper, workload.orphans));
-        let mut helpers = Vec::new();
-        for (helper, number) in orphans.chain([(&SIGNALS, FLOOD)]) {
-            let mut command = pod.command(helper);
-            command.arg(number.to_string()).stdin(Stdio::null());
-            helpers.push((helper.name, command.spawn().context(helper.name)?));
+        let mut running = Vec::new();
+        for helper in HELPERS.into_iter().chain([&FLOOD]) {
+            let process = pod.command(helper).arg(ORPHANS_OF_EACH.to_string()).spawn();
+            running.push((helper.name, process.context(helper.name)?));
         }
-        flood(FLOOD, pod.pid)?;
-        for (name, mut helper) in helpers {
-            let status = helper.wait()?;
+        flood(pod.pid)?;
+        for (name, mut process) in running {
+            let status = process.wait()?;
             ensure!(status.success(), "{name} inside: {status}");
         }
-        check("the mixed load")?;
-        bar.inc(MIXED.iter().map(|workload| workload.orphans).sum());
+        bar.inc(HELPERS.len() as u64 * ORPHANS_OF_EACH);
+
+        wait_until("no orphan or zombie is left", || children(pod.pid).is_empty())?;
+        ensure!(is_asleep(pod.pid), "PID 1 does not sleep");
+        ensure!(activity(pod.pid)? == activity_before, "PID 1 was woken");
+        let kib_now = resident(pod.pid)?;
+        ensure!(kib_now == kib, "the memory of PID 1 was {kib} KiB and is {kib_now} KiB");
     }
     let orphans = HumanCount(bar.position());
     bar.finish_and_clear();
 
     pod.stops(Signal::SIGTERM, STOPPED)?;
     println!(
-        "passed: {orphans} orphans in {}: no zombie, no wake-up, no growth ({} KiB), exit code 0 on \
+        "passed: {orphans} orphans in {}: no zombie, no wake-up, no growth ({kib} KiB), exit code 0 on \
          SIGTERM",
-        HumanDuration(start.elapsed()),
-        before.1,
+        HumanDuration(bar.elapsed()),
     );
     Ok(())
 }
 
 /// Sends signals to a process that is PID 1, in turn all that neither end nor stop it.
-fn flood(number: u64, pid: Pid) -> Result<()> {
-    let harmless = |signal: &i32| {
-        ![libc::SIGTERM, libc::SIGINT, libc::SIGKILL, libc::SIGSTOP].contains(signal)
-    };
-    for signal in (1..=64).filter(harmless).cycle().take(usize::try_from(number)?) {
+fn flood(pid: Pid) -> Result<()> {
+    let fatal = [libc::SIGTERM, libc::SIGINT, libc::SIGKILL, libc::SIGSTOP];
+    for signal in (1..=64).filter(|signal| !fatal.contains(signal)).cycle().take(SIGNALS) {
         // SAFETY: numbers only; nix has no realtime signals.
         Errno::result(unsafe { libc::kill(pid.as_raw(), signal) })?;
     }

@@ -2,25 +2,26 @@
 # Runs a command in a Debian system that is thrown away. xtask/src/debian/mod.rs starts this as PID 1
 # of new namespaces, so that the kernel ends everything in them when it ends.
 #
-#     enter.sh FOLDER CGROUP FOLDER_TO_SHOW:PLACE,... COMMAND...
+#     enter.sh FOLDER PID_OF_RUNNER FOLDER_TO_SHOW:PLACE,... COMMAND...
 #
 # FOLDER has the root folder in root/, and what a run changes in run/.
 set -eu
 
 if [ "$1" != inside ]; then
-    # Control groups of its own, as the root of a cgroup namespace.
+    # Control groups of its own, as the root of a cgroup namespace. host.sh removes them.
     while IFS=: read -r _ controllers path; do
         case $controllers in
         '') hierarchy=/sys/fs/cgroup/unified path= ;;
         *) hierarchy=/sys/fs/cgroup/${controllers#name=} ;;
         esac
         [ -d "$hierarchy" ] || hierarchy=/sys/fs/cgroup
-        mkdir "$hierarchy$path/$2"
+        group=$hierarchy$path/pause-debian-$2
+        mkdir "$group"
         # A new group in this hierarchy of version 1 may use nothing yet.
         for file in cpuset.cpus cpuset.mems; do
-            [ "$controllers" != cpuset ] || cat "$hierarchy$path/$file" > "$hierarchy$path/$2/$file"
+            [ "$controllers" != cpuset ] || cat "$hierarchy$path/$file" > "$group/$file"
         done
-        echo 0 > "$hierarchy$path/$2/cgroup.procs"
+        echo 0 > "$group/cgroup.procs"
     done < /proc/self/cgroup
     exec unshare --cgroup -- sh "$0" inside "$@"
 fi

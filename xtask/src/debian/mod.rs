@@ -6,56 +6,29 @@ mod host;
 mod vm;
 
 use anyhow::{Context, Result, ensure};
-use clap::ValueEnum;
 use harness::build::{self, project};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::geteuid;
-use std::env;
-use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
-
-/// A release of Debian.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Release {
-    /// Debian 12
-    Bookworm,
-    /// Debian 13
-    Trixie,
-    /// Debian 14 (testing)
-    Forky,
-}
-
-impl Release {
-    /// Its name, as on the mirrors.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Bookworm => "bookworm",
-            Self::Trixie => "trixie",
-            Self::Forky => "forky",
-        }
-    }
-}
+use std::process::{self, Command, ExitStatus};
 
 /// A Debian system, which this process alone uses as long as it has this value.
 pub struct Debian {
     /// Has `root`, the system itself, and `run`, what the current run changes or adds.
     pub folder: PathBuf,
-    /// Folders of the host that are to be seen in the system, read-only.
-    pub show: Vec<(PathBuf, &'static str)>,
+    /// Folders of the host that are to be seen in the system, read-only: each as SOURCE:PLACE.
+    shown: Vec<String>,
     _lock: File,
 }
 
 impl Debian {
-    /// Makes `target/debian/NAME`, unless it is there already with just these packages.
-    pub fn make(name: &str, release: Release, packages: &[&str]) -> Result<Self> {
-        ensure!(
-            geteuid().is_root(),
-            "this command needs root: it creates and enters a Debian root directory"
-        );
-        let folder = project().join("target/debian").join(name);
+    /// Makes the system of a release in `target/debian/RELEASE`, unless it is there already with just these
+    /// packages.
+    pub fn make(release: &str, packages: &[&str]) -> Result<Self> {
+        ensure!(geteuid().is_root(), "root is needed, to make and enter a Debian system");
+        let folder = project().join("target/debian").join(release);
         fs::create_dir_all(&folder)?;
         let lock = File::create(folder.join("lock"))?;
         match lock.try_lock() {
@@ -65,13 +38,13 @@ impl Debian {
             }
             result => result?,
         }
-        let debian = Self { folder, show: Vec::new(), _lock: lock };
+        let debian = Self { folder, shown: Vec::new(), _lock: lock };
         debian.wipe()?;
 
-        let (root, list) = (debian.folder.join("root"), packages.join("\n"));
+        let [root, new] = ["root", "root.new"].map(|name| debian.folder.join(name));
+        let list = packages.join("\n");
         if fs::read_to_string(root.join("packages")).ok().as_ref() != Some(&list) {
             eprintln!("Making {} (about 2 minutes)", root.display());
-            let new = debian.folder.join("root.new");
             remove(&new)?;
             debootstrap(release, packages, &new)?;
             fs::write(new.join("packages"), list)?;
@@ -86,47 +59,29 @@ impl Debian {
         self.folder.join("run/upper").join(path.trim_start_matches('/'))
     }
 
-    /// Adds the copy of a file of the host to the system, for this run.
-    pub fn add(&self, source: &Path, path: &str) -> Result<()> {
-        let place = self.changed(path);
-        fs::create_dir_all(place.parent().context("it is in a folder")?)?;
-        fs::copy(source, place).with_context(|| format!("cannot copy {}", source.display()))?;
-        Ok(())
+    /// Shows a folder of the host in the system, read-only.
+    pub fn show(&mut self, source: &Path, place: &str) {
+        self.shown.push(format!("{}:{place}", source.display()));
     }
 
-    /// Shows this machine's Rust in /rust, and cargo's registry in /registry.
-    pub fn show_rust(&mut self) -> Result<()> {
-        let default = || env::home_dir().unwrap_or_default().join(".cargo");
-        let cargo = env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
-        self.show.push((build::sysroot()?, "/rust"));
-        self.show.push((cargo.join("registry"), "/registry"));
-        Ok(())
-    }
-
-    /// What is shown, as the scripts take it: SOURCE:PLACE,...
-    fn shown(&self) -> String {
-        let shown = self.show.iter().map(|(source, place)| format!("{}:{place}", source.display()));
-        shown.collect::<Vec<_>>().join(",")
-    }
-
-    /// Runs a command in the system, and checks that the host is afterwards as it was before.
-    pub fn run(&self, command: &[impl AsRef<OsStr>]) -> Result<ExitStatus> {
-        let script = self.folder.join("enter.sh");
-        fs::write(&script, include_str!("enter.sh"))?;
-        fs::create_dir_all(self.folder.join("run"))?;
+    /// Runs a command in the system, and checks that the host is afterwards as it was before. Returns
+    /// whether the command succeeded.
+    pub fn run(&self, command: &[String]) -> Result<bool> {
         let mut enter = isolated();
-        enter.args(["--net", "--ipc", "--uts", "--", "sh"]).arg(script).arg(&self.folder);
-        enter.arg(host::own_cgroup()).arg(self.shown()).args(command);
         enter
-            .env_clear()
-            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-        enter.envs([("HOME", "/root"), ("LANG", "C.UTF-8")]);
-
-        host::remove_cgroups()?;
+            .args(["--net", "--ipc", "--uts", "--"])
+            .arg(project().join("xtask/src/debian/enter.sh"));
+        enter.arg(&self.folder);
+        enter.args([process::id().to_string(), self.shown.join(",")]).args(command);
+        enter.env_clear().envs([
+            ("HOME", "/root"),
+            ("LANG", "C.UTF-8"),
+            ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ]);
         let before = host::State::read()?;
         let status = end(&mut enter);
         before.wait()?;
-        status
+        Ok(status?.success())
     }
 
     /// Removes what a run has changed.
@@ -137,27 +92,24 @@ impl Debian {
 
 /// The mirror of Debian that this machine uses, whichever it is.
 fn mirror() -> Result<String> {
-    let mut targets = Command::new("apt-get");
-    targets.args(["indextargets", "--format", "$(REPO_URI)"]);
-    let filter = ["Created-By: Packages", "Origin: Debian", "Label: Debian"];
-    let mirrors =
-        targets.args(filter).output().context("cannot run apt-get, which knows mirrors")?;
-    let mirrors = String::from_utf8(mirrors.stdout)?;
-    let mirror = mirrors.lines().next().context("apt knows no mirror: run apt-get update")?;
-    Ok(mirror.to_owned())
+    let mut apt = Command::new("apt-get");
+    apt.args(["indextargets", "--format", "$(REPO_URI)"]);
+    apt.args(["Created-By: Packages", "Origin: Debian", "Label: Debian"]);
+    let mirrors = build::stdout_of(&mut apt)?;
+    let mirror = mirrors.lines().next();
+    Ok(mirror.context("apt knows no mirror of Debian: run apt-get update")?.to_owned())
 }
 
 /// Has mmdebstrap make a root folder.
-fn debootstrap(release: Release, packages: &[&str], folder: &Path) -> Result<()> {
-    let mirror = mirror()?;
+fn debootstrap(release: &str, packages: &[&str], folder: &Path) -> Result<()> {
+    let found = which::which("mmdebstrap").ok();
+    found.context("mmdebstrap is needed: apt-get install mmdebstrap")?;
     let mut make = isolated();
     make.args(["--mount-proc", "--", "mmdebstrap", "--quiet", "--variant=minbase", "--mode=root"]);
     // The lists of a release in the making may be weeks old on a mirror.
     make.arg("--aptopt=Acquire::Check-Valid-Until false");
-    make.arg(format!("--include={}", packages.join(" "))).arg(release.name()).arg(folder);
-    make.arg(format!("deb {mirror} {} main", release.name()));
-    let found = which::which("mmdebstrap").is_ok();
-    ensure!(found, "mmdebstrap is needed: apt-get install mmdebstrap");
+    make.arg(format!("--include={}", packages.join(" "))).arg(release).arg(folder);
+    make.arg(format!("deb {} {release} main", mirror()?));
     let status = end(&mut make)?;
     ensure!(
         status.success(),
@@ -180,30 +132,26 @@ fn end(command: &mut Command) -> Result<ExitStatus> {
     let mut child = command.spawn().with_context(|| format!("cannot run {command:?}"))?;
     // Blocked, they wait; only from now on, for a child inherits the mask.
     let signals = [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
-    let signals: SigSet = signals.into_iter().collect();
+    let signals = SigSet::from_iter(signals);
     signals.thread_block()?;
-    let mut interrupted = false;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
-        }
+    let mut is_interrupted = false;
+    while child.try_wait()?.is_none() {
         if signals.wait()? != Signal::SIGCHLD {
-            interrupted = true;
+            is_interrupted = true;
             child.kill()?;
         }
-    };
+    }
     signals.thread_unblock()?;
+    let status = child.wait()?;
     ensure!(
-        !interrupted && status.signal().is_none(),
+        !is_interrupted && status.signal().is_none(),
         "interrupted: nothing of the run is left but files under target/debian"
     );
     Ok(status)
 }
 
-/// Removes a folder, if it is there.
+/// Removes a folder, if it is there, but nothing that is mounted in it.
 fn remove(folder: &Path) -> Result<()> {
-    match fs::remove_dir_all(folder) {
-        Err(error) if folder.exists() => Err(error).with_context(|| folder.display().to_string()),
-        _ => Ok(()),
-    }
+    let mut rm = Command::new("rm");
+    build::stdout_of(rm.args(["-rf", "--one-file-system"]).arg(folder)).map(drop)
 }

@@ -4,35 +4,26 @@
 use super::{Debian, end, isolated};
 use anyhow::{Context, Result, ensure};
 use std::fs;
-use std::os::unix::fs::symlink;
 use std::process::Command;
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// What systemd runs as soon as it is up. Its output is the machine's.
-const UNIT: &str = "[Service]
+/// What systemd starts instead of its usual services, which would be in the way: engines start their
+/// daemons themselves, and a process that starts late looks like one that an engine left. The output is
+/// the machine's, which is switched off afterwards.
+const UNIT: &str = "[Unit]
+Wants=dbus.socket
+After=dbus.socket
+SuccessAction=poweroff
+FailureAction=poweroff
+[Service]
 Type=oneshot
+Environment=HOME=/root LANG=C.UTF-8
 ExecStart=/bin/sh /job.sh
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0
 ";
-
-/// What would be in the way: engines start their daemons themselves, and a process that starts late
-/// looks like one that an engine left.
-const MASKED: [&str; 11] = [
-    "apt-daily.timer",
-    "apt-daily-upgrade.timer",
-    "containerd.service",
-    "docker.service",
-    "docker.socket",
-    "etcd.service",
-    "getty.target",
-    "nginx.service",
-    "serial-getty@ttyS0.service",
-    "systemd-logind.service",
-    "tmp.mount",
-];
 
 /// Makes the disk in the folder $1, with a copy of what $2 shows.
 const MAKE: &str = r#"
@@ -57,62 +48,58 @@ impl Debian {
         Ok(String::from_utf8_lossy(&probe.stdout).contains("Kernel panic"))
     }
 
-    /// Runs a command in a virtual machine with the system, and returns its exit code. The files
-    /// `results` come back to where [`Debian::changed`] names them.
-    pub fn run_in_vm(&self, command: &[String], kvm: bool, results: &[&str]) -> Result<i32> {
-        let units = self.changed("/etc/systemd/system");
-        fs::create_dir_all(units.join("multi-user.target.wants"))?;
-        fs::write(units.join("job.service"), UNIT)?;
-        symlink("../job.service", units.join("multi-user.target.wants/job.service"))?;
-        for unit in MASKED {
-            symlink("/dev/null", units.join(unit))?;
-        }
-        let command = command.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
-        let job = format!(
-            "cd /\n: > /run/thrown-away\nexport HOME=/root LANG=C.UTF-8\n{command}\necho $? > /status\nsystemctl poweroff\n"
-        );
+    /// Runs a command in a virtual machine with the system, and returns whether the command succeeded.
+    /// The file `result`, if it wrote one, is afterwards where [`Debian::changed`] says.
+    pub fn run_in_vm(&self, command: &[String], is_emulated: bool, result: &str) -> Result<bool> {
+        let command: String = command.iter().map(|word| format!("'{word}' ")).collect();
+        let job = format!(": >/run/thrown-away\n{command}\necho $? >/status\n");
         fs::write(self.changed("/job.sh"), job)?;
+        let units = self.changed("/etc/systemd/system");
+        fs::create_dir_all(&units)?;
+        fs::write(units.join("job.service"), UNIT)?;
 
         let run = self.folder.join("run");
-        let status =
-            end(isolated().args(["--", "sh", "-euc", MAKE, "sh"]).arg(&run).arg(self.shown()))?;
+        let mut make = isolated();
+        make.args(["--", "sh", "-euc", MAKE, "sh"]).arg(&run).arg(self.shown.join(","));
+        let status = end(&mut make)?;
         ensure!(status.success(), "cannot make a disk in {}: {status}", run.display());
 
         let disk = run.join("disk");
         let mut machine = isolated();
-        machine.args(["--net", "--", QEMU, "-m", "4096", "-drive"]);
+        machine.args(["--net", "--", QEMU, "-m", "4096", "-smp", "2", "-drive"]);
         machine.arg(format!("file={},format=raw,if=virtio,cache=unsafe", disk.display()));
         // Linux changes its own code while it runs. qemu's threads do not always see that of each other, and
         // the kernel panicked ("int3"): one thread emulates both CPUs.
-        machine.args(["-smp", "2", "-accel", if kvm { "kvm" } else { "tcg,thread=single" }]);
-        machine.args(self.kernel()?);
-        let quiet = "quiet systemd.show_status=no panic=-1 TERM=dumb";
-        machine.args(["-append", &format!("root=/dev/vda rw console=ttyS0 {quiet}")]);
+        machine.args(["-accel", if is_emulated { "tcg,thread=single" } else { "kvm" }]);
+        let systemd = "systemd.unit=job.service systemd.mask=tmp.mount systemd.show_status=no";
+        let line = format!("root=/dev/vda rw console=ttyS0 quiet panic=-1 TERM=dumb {systemd}");
+        machine.args(self.kernel()?).args(["-append", &line]);
         let status = end(&mut machine)?;
         ensure!(status.success(), "qemu: {status}");
 
-        for file in [&["/status"], results].concat() {
-            let place = self.changed(file);
-            let dump = format!("dump {file} {}", place.display());
+        for file in ["/status", result] {
+            let dump = format!("dump {file} {}", self.changed(file).display());
             let dump = Command::new("debugfs").arg("-R").arg(dump).arg(&disk).output();
             dump.context("cannot run debugfs, of e2fsprogs")?;
         }
         let status = fs::read_to_string(self.changed("/status")).unwrap_or_default();
-        status.trim().parse().context(
-            "the virtual machine stopped before the command ended; its console, above, says why",
-        )
+        ensure!(
+            !status.is_empty(),
+            "the virtual machine stopped before the command ended; its console, above, says why"
+        );
+        Ok(status.trim() == "0")
     }
 
-    /// The options for the kernel of the system.
+    /// The options of qemu for a machine with the kernel of the system.
     fn kernel(&self) -> Result<Vec<String>> {
-        let found = which::which(QEMU).is_ok();
-        ensure!(found, "{QEMU} is needed: apt-get install qemu-system-x86");
-        let file =
-            |name| Ok::<_, anyhow::Error>(self.folder.join("root").join(name).canonicalize()?);
-        let [kernel, initrd] = [file("vmlinuz")?, file("initrd.img")?];
-        let mut options = ["-cpu", "max", "-nographic", "-no-reboot", "-nic", "none"].to_vec();
-        let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
-        options.extend(["-kernel", &kernel, "-initrd", &initrd]);
-        Ok(options.into_iter().map(str::to_owned).collect())
+        let found = which::which(QEMU).ok();
+        found.context("qemu is needed: apt-get install qemu-system-x86")?;
+        let mut options =
+            ["-cpu", "max", "-nographic", "-no-reboot", "-nic", "none"].map(str::to_owned).to_vec();
+        for (option, link) in [("-kernel", "vmlinuz"), ("-initrd", "initrd.img")] {
+            let file = self.folder.join("root").join(link).canonicalize()?;
+            options.extend([option.to_owned(), file.display().to_string()]);
+        }
+        Ok(options)
     }
 }
