@@ -54,7 +54,7 @@ fn main() -> ExitCode {
     let mut add = |name: &str, helper: &'static Helper, argument: String| {
         let run = move || {
             let setup = SETUP.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-            setup.clone().asleep()?.run(helper, &[&argument]).map(drop)
+            setup.asleep()?.run(helper, &[&argument]).map(drop)
         };
         trials.add(format!("freestanding::{name}"), no_sandbox.clone(), run);
     };
