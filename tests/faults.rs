@@ -6,33 +6,29 @@
 
 #![expect(clippy::incompatible_msrv, reason = "only the product supports an older Rust")]
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::build::Flavor;
-use harness::calls::{self, Call, Refused};
+use harness::calls::{self, Refused};
 use harness::helper;
-use harness::helper::{Helper, spawn, spawn_with};
-use harness::orphans::number;
+use harness::helper::{spawn, spawn_with};
 use harness::proc::{SLEEPING_CALL, children, is_asleep, wait_until};
 use harness::sandbox::{self, End, STOPPED, Setup, USER, WARNING, become_user, end_of};
 use harness::trial::{Test, Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
-use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
+use nix::sched::CloneFlags;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, execv, getppid};
 use procfs::process::Process;
 use std::ffi::{CStr, OsString};
-use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
 use std::process::ExitCode;
-use std::sync::LazyLock;
 use std::{mem, thread};
 
 helper!(RUN_TEST = run_test);
-helper!(REFUSE_CALL = refuse_call);
 
 /// A test that starts processes, as PID 1 or as another process.
 type FaultTest = Test<fn(bool) -> Result<()>>;
@@ -42,57 +38,53 @@ const TESTS: &[FaultTest] = tests![
     the_listed_system_calls_are_enough,
     exits_without_exit_group,
     sigterm_before_any_instruction,
-    sigterm_at_the_death_of_its_parent,
 ];
 
-/// The sandboxes to start processes in.
-static SETUP: LazyLock<Result<Setup>> = LazyLock::new(|| Setup::of(Flavor::Freestanding));
+/// What the names of tests that refuse a system call begin with. The name of the call follows.
+const REFUSED: &str = "refused::";
 
-fn main() -> ExitCode {
+fn main() -> Result<ExitCode> {
     let mut trials = Trials::new();
+    let setup = Setup::of(Flavor::Freestanding)?;
     let no_sandbox = obstacle(sandbox::is_available());
-    let mut add = |name: &str, helper: &'static Helper, argument: String| {
-        let run = move || {
-            let setup = SETUP.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-            setup.asleep()?.run(helper, &[&argument]).map(drop)
-        };
-        trials.add(format!("freestanding::{name}"), no_sandbox.clone(), run);
-    };
-    for test in TESTS {
-        add(test.name, &RUN_TEST, test.name.to_owned());
+    let calls = calls::until_asleep(false).map(|call| format!("{REFUSED}{}", call.name));
+    for name in TESTS.iter().map(|test| test.name.to_owned()).chain(calls) {
+        let setup = setup.clone();
+        trials.add(format!("freestanding::{name}"), no_sandbox.clone(), move || {
+            setup.asleep()?.run(&RUN_TEST, &[&name]).map(drop)
+        });
     }
-    for (index, call) in calls::until_asleep(false).enumerate() {
-        add(&format!("refused::{}", call.name), &REFUSE_CALL, index.to_string());
-    }
-    trials.run()
+    Ok(trials.run())
 }
 
 /// Runs the test that the argument names.
 fn run_test(arguments: &[OsString]) -> Result<()> {
-    let test = TESTS.iter().find(|test| arguments == [test.name]).context("no such test")?;
-    for is_init in [true, false] {
-        (test.run)(is_init).with_context(|| format!("PID 1: {is_init}"))?;
-    }
-    Ok(())
+    let [name] = arguments else { bail!("takes the name of a test") };
+    let name = name.to_string_lossy();
+    let run = |is_init| match name.strip_prefix(REFUSED) {
+        Some(call) => refuse_call(call, is_init),
+        None => {
+            let test = TESTS.iter().find(|test| test.name == name).context("no such test")?;
+            (test.run)(is_init)
+        }
+    };
+    [true, false]
+        .into_iter()
+        .try_for_each(|is_init| run(is_init).with_context(|| format!("PID 1: {is_init}")))
 }
 
 // System calls.
 
-/// Refuses a system call, given by its index, with every errno.
-fn refuse_call(arguments: &[OsString]) -> Result<()> {
-    let call = calls::until_asleep(false).nth(number(arguments)?).context("no such call")?;
-    for errno in 1..=libc::EHWPOISON {
-        for is_init in [true, false] {
-            check_refused_call(call, errno, is_init).with_context(|| {
-                let error = io::Error::from_raw_os_error(errno);
-                format!("{} is refused, PID 1 {is_init}: {error}", call.name)
-            })?;
-        }
-    }
-    Ok(())
+/// Refuses a system call with every errno.
+fn refuse_call(name: &str, is_init: bool) -> Result<()> {
+    let call = calls::until_asleep(false).find(|it| it.name == name).context("no such call")?;
+    (1..=libc::EHWPOISON).try_for_each(|errno| {
+        let error = || io::Error::from_raw_os_error(errno).to_string();
+        check_refused_call(call, errno, is_init).with_context(error)
+    })
 }
 
-fn check_refused_call(call: &Call, errno: i32, is_init: bool) -> Result<()> {
+fn check_refused_call(call: &calls::Call, errno: i32, is_init: bool) -> Result<()> {
     let prepare = || {
         spawn_child()?;
         seccomp::refuse(call.number, call.first, errno)
@@ -149,7 +141,7 @@ fn spawn_child() -> Result<()> {
     spawn(stay).map(drop)
 }
 
-/// Compares the system calls from start to end with the list. PID 1 gets a SIGTERM from inside first.
+/// Compares the system calls from start to end with the list. PID 1 gets a SIGTERM from its child first.
 fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
     let (ignored, end) = if is_init { (&calls::IGNORE[..], 1) } else { (&[][..], 0) };
     let last = ignored.iter().chain(&calls::END[end..]);
@@ -157,7 +149,14 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
         .map(|call| (call.number, call.first))
         .chain(last.map(|&number| (number, None)))
         .collect();
-    let mut process = Spawn::new(is_init).spawn_traced()?;
+    let (reader, mut writer) = io::pipe()?;
+    let terminate_parent = || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        (&reader).read_exact(&mut [0])?;
+        Ok(kill(getppid(), Signal::SIGTERM)?)
+    };
+    let prepare = || spawn(terminate_parent).map(drop);
+    let mut process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn_traced()?;
     let mut is_next_from_inside = is_init;
     let mut made = Vec::new();
     let mut signal = None;
@@ -167,7 +166,7 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
         process.wait_until_asleep_or_changed()?;
         if process.status.is_none() {
             if mem::take(&mut is_next_from_inside) {
-                terminate_from_inside(process.pid)?;
+                writer.write_all(&[0])?;
             } else {
                 process.signal(Signal::SIGTERM)?;
             }
@@ -189,16 +188,6 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
     }
     ensure!(made == expected, "{made:?} instead of {expected:?}");
     Ok(())
-}
-
-/// Sends SIGTERM to PID 1 from a process in its PID namespace.
-fn terminate_from_inside(init: Pid) -> Result<()> {
-    let joiner = spawn(|| {
-        setns(File::open(format!("/proc/{init}/ns/pid"))?, CloneFlags::CLONE_NEWPID)?;
-        let sender = spawn(|| Ok(kill(Pid::from_raw(1), Signal::SIGTERM)?))?;
-        Ok(waitpid(sender, None).map(drop)?)
-    })?;
-    Ok(waitpid(joiner, None).map(drop)?)
 }
 
 /// Kills the process at any call that is not listed.
@@ -241,75 +230,36 @@ fn exits_without_exit_group(is_init: bool) -> Result<()> {
 
 /// Sends SIGTERM before the first instruction, before the second, and so on until it sleeps. While
 /// there is no handler, PID 1 does not get the signal, and any other process dies of it. From then on,
-/// or if the signal waits behind a mask until then, the process exits with 0. A process that runs
-/// meanwhile may have got its handler.
+/// or if the signal waits behind a mask until then, the process exits with 0.
 fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
-    let block = || Ok(SigSet::all().thread_set_mask()?);
+    let block = || Ok(SigSet::from(Signal::SIGTERM).thread_set_mask()?);
     let open = Spawn::new(is_init);
     let blocked = Spawn { prepare: &block, ..open };
-    for (spawn, is_blocked, runs) in
-        [(open, false, false), (open, false, true), (blocked, true, false)]
-    {
-        let mut instructions = 0;
-        let mut process = spawn.spawn_traced()?;
-        while process.step()? {
-            instructions += 1;
-        }
-        drop(process);
-        for done in 0..=instructions {
+    for (spawn, is_blocked) in [(open, false), (blocked, true)] {
+        for done in 0.. {
             let mut process = spawn.spawn_traced()?;
-            for _ in 0..done {
-                process.step()?;
+            if !(0..done).try_fold(true, |_, _| process.step())? {
+                break;
             }
             let caught = Process::new(process.pid.as_raw())?.status()?.sigcgt;
             let has_handler = caught >> (Signal::SIGTERM as i32 - 1) & 1 == 1;
-            if runs {
-                ptrace::detach(process.pid, None)?;
-                process.signal(Signal::SIGTERM)?;
-            } else {
-                process.signal(Signal::SIGTERM)?;
-                ptrace::detach(process.pid, None)?;
-            }
+            process.signal(Signal::SIGTERM)?;
+            ptrace::detach(process.pid, None)?;
             process.wait_until_asleep_or_changed()?;
             let was_dropped = !process.has_ended();
             process.signal(Signal::SIGTERM)?;
             let (end, _) = process.wait_with_stderr()?;
-            let is_allowed = match (was_dropped, end) {
-                (false, Ok(0)) => has_handler || is_blocked || runs,
-                (true, Ok(0)) => !has_handler && !is_blocked && is_init,
-                (false, Err(Signal::SIGTERM)) => !has_handler && !is_blocked && !is_init,
-                _ => false,
+            let expected = match has_handler || is_blocked {
+                true => (false, Ok(0)),
+                false if is_init => (true, Ok(0)),
+                false => (false, Err(Signal::SIGTERM)),
             };
             ensure!(
-                is_allowed,
-                "after {done} of {instructions} instructions (blocked {is_blocked}, runs {runs}): \
-                 dropped {was_dropped}, {end:?}"
+                (was_dropped, end) == expected,
+                "after {done} instructions (blocked {is_blocked}): dropped {was_dropped}, {end:?}"
             );
         }
     }
-    Ok(())
-}
-
-/// The parent-death signal, which the kernel sends in the name of the parent, ends it.
-fn sigterm_at_the_death_of_its_parent(is_init: bool) -> Result<()> {
-    set_child_subreaper(true)?;
-    let (stderr, writer) = io::pipe()?;
-    let parent = spawn(|| {
-        let prepare = || {
-            dup2_stderr(&writer)?;
-            Ok(set_pdeathsig(Signal::SIGTERM)?)
-        };
-        let mut process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
-        process.wait_until_asleep_or_changed()?;
-        // It has to outlive this process.
-        mem::forget(process);
-        Ok(())
-    })?;
-    drop(writer);
-    waitpid(parent, None)?;
-    let pid = *children(Pid::this()).first().context("the process was not adopted")?;
-    let (end, stderr) = PauseProcess { pid, stderr, status: None }.wait_with_stderr()?;
-    ensure!(end == Ok(0) && stderr == messages(is_init), "{end:?}, {stderr:?}");
     Ok(())
 }
 
@@ -346,29 +296,18 @@ impl Spawn<'_> {
         Ok(PauseProcess { pid, stderr, status: None })
     }
 
-    /// Starts a process that ptrace(2) has stopped before its first instruction, or that ended
-    /// before.
+    /// Starts a process that ptrace(2) has stopped before its first instruction.
     fn spawn_traced(self) -> Result<PauseProcess> {
-        let (barrier_reader, mut barrier_writer) = io::pipe()?;
         let prepare = || {
-            (&barrier_reader).read_exact(&mut [0])?;
-            (self.prepare)()
+            (self.prepare)()?;
+            Ok(ptrace::traceme()?)
         };
         let mut process = Spawn { prepare: &prepare, ..self }.spawn()?;
-        let options = Options::PTRACE_O_TRACEEXEC
-            | Options::PTRACE_O_TRACESYSGOOD
-            | Options::PTRACE_O_EXITKILL;
-        ptrace::seize(process.pid, options).context("cannot trace")?;
-        barrier_writer.write_all(&[0])?;
-        loop {
-            match process.wait()? {
-                WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => return Ok(process),
-                // With a tracer PID 1 would survive what exec kills it with.
-                WaitStatus::Stopped(_, signal) => ptrace::detach(process.pid, signal)?,
-                _ if process.has_ended() => return Ok(process),
-                status => bail!("unexpected {status:?}"),
-            }
-        }
+        let status = process.wait()?;
+        ensure!(matches!(status, WaitStatus::Stopped(_, Signal::SIGTRAP)), "{status:?}");
+        let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
+        ptrace::setoptions(process.pid, options)?;
+        Ok(process)
     }
 }
 
