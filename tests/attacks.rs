@@ -34,8 +34,6 @@ struct Attack {
     name: &'static str,
     /// Attacks a process.
     run: fn(Pid) -> io::Result<()>,
-    /// Whether the kernel allows it only to the user of the process, so that root becomes that user.
-    as_same_user: bool,
     /// What happens to PID 1.
     outcome: Outcome,
 }
@@ -53,11 +51,11 @@ enum Outcome {
 use Outcome::{Denied, Dropped, Ignored};
 
 const ATTACKS: &[Attack] = &[
-    Attack { name: "proc_root", run: list_root, as_same_user: true, outcome: Denied },
-    Attack { name: "sigterm_and_sigint", run: terminate, as_same_user: false, outcome: Ignored },
-    Attack { name: "sigqueue", run: queue_each_code, as_same_user: false, outcome: Ignored },
-    Attack { name: "sigio", run: send_sigio, as_same_user: false, outcome: Ignored },
-    Attack { name: "other_signals", run: send_others, as_same_user: false, outcome: Dropped },
+    Attack { name: "proc_root", run: list_root, outcome: Denied },
+    Attack { name: "sigterm_and_sigint", run: terminate, outcome: Ignored },
+    Attack { name: "sigqueue", run: queue_each_code, outcome: Ignored },
+    Attack { name: "sigio", run: send_sigio, outcome: Ignored },
+    Attack { name: "other_signals", run: send_others, outcome: Dropped },
 ];
 
 /// Who attacks: PID 1's user without capabilities; root with Docker's default capabilities; or PID 1's
@@ -127,7 +125,7 @@ fn attack(arguments: &[OsString]) -> Result<()> {
     let [name, attacker] = arguments else { bail!("takes an attack and an attacker") };
     let attack = ATTACKS.iter().find(|it| name == it.name).context("no such attack")?;
     ensure_inside()?;
-    become_attacker(attacker, attack.as_same_user)?;
+    become_attacker(attacker, attack)?;
 
     let control = spawn(be_unprotected)?;
     wait_until("the unprotected process sleeps", || state(control) == Some('S'))?;
@@ -147,7 +145,7 @@ fn attack(arguments: &[OsString]) -> Result<()> {
 }
 
 /// Turns root of the sandbox into one of [`ATTACKERS`].
-fn become_attacker(attacker: &OsString, as_same_user: bool) -> Result<()> {
+fn become_attacker(attacker: &OsString, attack: &Attack) -> Result<()> {
     let kept: CapsHashSet = if attacker == "root" {
         DOCKER_CAPABILITIES.split(' ').map(str::parse).collect::<Result<_, _>>()?
     } else {
@@ -160,8 +158,9 @@ fn become_attacker(attacker: &OsString, as_same_user: bool) -> Result<()> {
         let capabilities = caps::read(None, set)?;
         caps::set(None, set, &capabilities.intersection(&kept).copied().collect())?;
     }
-    if as_same_user {
-        // Root may, by CAP_SETUID and CAP_SETGID; the kernel then takes all capabilities away.
+    if attack.outcome == Denied {
+        // The kernel allows it to the user of the process alone. Root may become that user, by CAP_SETUID and
+        // CAP_SETGID, and loses all capabilities then.
         become_user(USER)?;
     }
     // The unprotected process inherits this, and `uid_map` can only be written with it.

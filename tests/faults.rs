@@ -12,7 +12,7 @@ use harness::calls::{self, Refused};
 use harness::helper;
 use harness::helper::{spawn, spawn_with};
 use harness::proc::{SLEEPING_CALL, children, is_asleep, wait_until};
-use harness::sandbox::{self, End, STOPPED, Setup, USER, WARNING, become_user, end_of};
+use harness::sandbox::{self, STOPPED, Sandbox, Setup, USER, WARNING, become_user};
 use harness::trial::{Test, Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
@@ -20,11 +20,12 @@ use nix::sched::CloneFlags;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::{Pid, dup2_stderr, execv, getppid};
 use procfs::process::Process;
 use std::ffi::{CStr, OsString};
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
 use std::{mem, thread};
 
@@ -95,10 +96,10 @@ fn check_refused_call(call: &calls::Call, errno: i32, is_init: bool) -> Result<(
             let stat = || Process::new(process.pid.as_raw())?.stat();
             let calls = || stat().is_ok_and(|it| it.utime + it.stime > 0);
             wait_until("the process calls again and again", calls)?;
-            return process.stops(&messages(is_init));
+            return process.stops(Signal::SIGTERM, &messages(is_init));
         }
         Refused::Fails(message) => {
-            let (end, stderr) = process.wait_with_stderr()?;
+            let (end, stderr) = process.wait()?;
             let stderr = stderr.strip_prefix(WARNING).unwrap_or(&stderr);
             ensure!(end == Ok(1) && stderr == message, "{end:?}, {stderr:?}");
             return Ok(());
@@ -116,14 +117,13 @@ fn messages(is_init: bool) -> String {
 }
 
 /// Waits until the process sleeps, kills its children, which have to be reaped, and ends it.
-fn reaps_and_stops(mut process: PauseProcess, stderr: &str) -> Result<()> {
-    process.wait_until_asleep_or_changed()?;
-    ensure!(!process.has_ended(), "it ended: {:?}", process.wait_with_stderr()?);
+fn reaps_and_stops(process: Sandbox, stderr: &str) -> Result<()> {
+    process.wait_until_asleep()?;
     for child in children(process.pid) {
         kill(child, Signal::SIGKILL)?;
     }
     wait_until("its child is reaped", || children(process.pid).is_empty())?;
-    process.stops(stderr)
+    process.stops(Signal::SIGTERM, stderr)
 }
 
 /// Starts a child that ends with its parent.
@@ -170,28 +170,31 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
 fn makes(
     spawn: Spawn<'_>,
     expected: Vec<i64>,
-    mut wake: impl FnMut(&PauseProcess) -> Result<()>,
+    mut wake: impl FnMut(&Sandbox) -> Result<()>,
 ) -> Result<()> {
-    let mut process = spawn.spawn_traced()?;
+    let process = spawn.spawn_traced()?;
     let mut made = Vec::new();
     let mut signal = None;
     // One call too many is enough to fail.
     while made.len() <= expected.len() {
         ptrace::syscall(process.pid, signal.take())?;
-        process.wait_until_asleep_or_changed()?;
-        if process.status.is_none() {
+        let mut status = wait_until_asleep_or_changed(&process)?;
+        if status == WaitStatus::StillAlive {
             wake(&process)?;
-            process.wait()?;
+            wait_until("it is woken", || {
+                status = process.status();
+                status != WaitStatus::StillAlive
+            })?;
         }
-        match process.status {
-            Some(WaitStatus::PtraceSyscall(_)) => {
+        match status {
+            WaitStatus::PtraceSyscall(_) => {
                 let call = ptrace::syscall_info(process.pid)?;
                 if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
                     // SAFETY: at the entry of a system call it is this one of the union.
                     made.push(unsafe { call.u.entry.nr } as i64);
                 }
             }
-            Some(WaitStatus::Stopped(_, Signal::SIGTERM)) => signal = Some(Signal::SIGTERM),
+            WaitStatus::PtraceEvent(_, Signal::SIGTERM, _) => signal = Some(Signal::SIGTERM),
             _ => break,
         }
     }
@@ -211,10 +214,10 @@ fn exits_without_exit_group(is_init: bool) -> Result<()> {
     for (refused, expected) in [(&calls[..1], Ok(0)), (&calls, Err(TRAP))] {
         let prepare =
             || refused.iter().try_for_each(|&call| seccomp::refuse(call, None, libc::EPERM));
-        let mut process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
-        process.wait_until_asleep_or_changed()?;
+        let process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
+        process.wait_until_asleep()?;
         process.signal(Signal::SIGTERM)?;
-        let (end, stderr) = process.wait_with_stderr()?;
+        let (end, stderr) = process.wait()?;
         ensure!(end == expected && stderr == messages(is_init), "{end:?}, {stderr:?}");
     }
     Ok(())
@@ -231,18 +234,17 @@ fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
     let blocked = Spawn { prepare: &block, ..open };
     for (spawn, is_blocked) in [(open, false), (blocked, true)] {
         for done in 0.. {
-            let mut process = spawn.spawn_traced()?;
-            if !(0..done).try_fold(true, |_, _| process.step())? {
+            let process = spawn.spawn_traced()?;
+            if !(0..done).try_fold(true, |_, _| step(&process))? {
                 break;
             }
             let caught = Process::new(process.pid.as_raw())?.status()?.sigcgt;
             let has_handler = caught >> (Signal::SIGTERM as i32 - 1) & 1 == 1;
             process.signal(Signal::SIGTERM)?;
             ptrace::detach(process.pid, None)?;
-            process.wait_until_asleep_or_changed()?;
-            let was_dropped = !process.has_ended();
+            let was_dropped = wait_until_asleep_or_changed(&process)? == WaitStatus::StillAlive;
             process.signal(Signal::SIGTERM)?;
-            let (end, _) = process.wait_with_stderr()?;
+            let (end, _) = process.wait()?;
             let expected = match has_handler || is_blocked {
                 true => (false, Ok(0)),
                 false if is_init => (true, Ok(0)),
@@ -276,8 +278,8 @@ impl Spawn<'_> {
         Spawn { is_init, argument: None, prepare: &|| Ok(()) }
     }
 
-    /// Starts the process. [`PauseProcess::wait_with_stderr`] returns errors that follow.
-    fn spawn(self) -> Result<PauseProcess> {
+    /// Starts the process. Its stderr has the errors that follow.
+    fn spawn(self) -> Result<Sandbox> {
         let (stderr, writer) = io::pipe()?;
         let flags = if self.is_init { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
         let words: Vec<_> = [c"/pause"].into_iter().chain(self.argument).collect();
@@ -287,99 +289,41 @@ impl Spawn<'_> {
             (self.prepare)()?;
             match execv(words[0], &words).context("cannot start /pause")? {}
         })?;
-        Ok(PauseProcess { pid, stderr, status: None })
+        Ok(Sandbox { pid, stderr: Some(OwnedFd::from(stderr).into()) })
     }
 
     /// Starts a process that ptrace(2) has stopped before its first instruction.
-    fn spawn_traced(self) -> Result<PauseProcess> {
+    fn spawn_traced(self) -> Result<Sandbox> {
         let prepare = || {
             (self.prepare)()?;
             Ok(ptrace::traceme()?)
         };
-        let mut process = Spawn { prepare: &prepare, ..self }.spawn()?;
-        let status = process.wait()?;
-        ensure!(matches!(status, WaitStatus::Stopped(_, Signal::SIGTRAP)), "{status:?}");
+        let process = Spawn { prepare: &prepare, ..self }.spawn()?;
+        let stopped = WaitStatus::PtraceEvent(process.pid, Signal::SIGTRAP, 0);
+        let is_stopped = || process.status() == stopped;
+        wait_until("exec has stopped the process", is_stopped)?;
         let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
         ptrace::setoptions(process.pid, options)?;
         Ok(process)
     }
 }
 
-/// A process that becomes `/pause`. Dropping it kills it.
-struct PauseProcess {
-    /// PID in the namespace of the helper.
-    pid: Pid,
-    /// Last status from waitpid(2), or nothing if the process is running or asleep.
-    status: Option<WaitStatus>,
-    stderr: PipeReader,
+/// Waits until the process sleeps, or has ended or is stopped for its tracer.
+fn wait_until_asleep_or_changed(process: &Sandbox) -> Result<WaitStatus> {
+    let mut status = WaitStatus::StillAlive;
+    wait_until("the process sleeps, has ended or is stopped", || {
+        status = process.status();
+        status != WaitStatus::StillAlive || is_asleep(process.pid)
+    })?;
+    Ok(status)
 }
 
-impl PauseProcess {
-    /// Whether the process has ended.
-    fn has_ended(&self) -> bool {
-        matches!(self.status, Some(WaitStatus::Exited(..) | WaitStatus::Signaled(..)))
-    }
-
-    /// Sends a signal to the process, unless it is known to have ended.
-    fn signal(&self, signal: Signal) -> Result<()> {
-        // Its PID may belong to another process by now.
-        if self.has_ended() { Ok(()) } else { Ok(kill(self.pid, signal)?) }
-    }
-
-    /// Waits until the process sleeps or has ended.
-    fn wait_until_asleep_or_changed(&mut self) -> Result<()> {
-        wait_until("the process sleeps or has ended", || self.has_changed() || is_asleep(self.pid))
-    }
-
-    /// Executes one instruction of a process that is stopped for its tracer; returns false if it
-    /// sleeps now.
-    fn step(&mut self) -> Result<bool> {
-        ptrace::step(self.pid, None)?;
-        self.wait_until_asleep_or_changed()?;
-        match self.status {
-            None => Ok(false),
-            Some(WaitStatus::Stopped(_, Signal::SIGTRAP)) => Ok(true),
-            status => bail!("unexpected {status:?}"),
-        }
-    }
-
-    /// Waits until the process has ended or is stopped for its tracer.
-    fn wait(&mut self) -> Result<WaitStatus> {
-        wait_until("the process has ended or is stopped", || self.has_changed())?;
-        self.status.context("no status")
-    }
-
-    /// Ends the process by SIGTERM: it has to exit with 0, with nothing on stderr but `stderr`.
-    fn stops(self, stderr: &str) -> Result<()> {
-        self.signal(Signal::SIGTERM)?;
-        let end = self.wait_with_stderr()?;
-        ensure!(end == (Ok(0), stderr.to_owned()), "{end:?}");
-        Ok(())
-    }
-
-    /// Waits until the process has ended and returns how, and its stderr.
-    fn wait_with_stderr(mut self) -> Result<(End, String)> {
-        let end = end_of(self.wait()?)?;
-        let mut stderr = String::new();
-        self.stderr.read_to_string(&mut stderr)?;
-        Ok((end, stderr))
-    }
-
-    /// Whether waitpid(2) has a new status, or will never have one.
-    fn has_changed(&mut self) -> bool {
-        if !self.has_ended() {
-            let status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
-            self.status = status.ok().filter(|status| *status != WaitStatus::StillAlive);
-        }
-        self.status.is_some()
-    }
-}
-
-impl Drop for PauseProcess {
-    fn drop(&mut self) {
-        if !self.has_ended() {
-            let _ = kill(self.pid, Signal::SIGKILL);
-            let _ = waitpid(self.pid, None);
-        }
+/// Executes one instruction of a process that is stopped for its tracer; returns false if it sleeps now.
+fn step(process: &Sandbox) -> Result<bool> {
+    ptrace::step(process.pid, None)?;
+    match wait_until_asleep_or_changed(process)? {
+        WaitStatus::StillAlive => Ok(false),
+        WaitStatus::PtraceEvent(_, Signal::SIGTRAP, _) => Ok(true),
+        status => bail!("unexpected {status:?}"),
     }
 }

@@ -263,7 +263,8 @@ pub struct Sandbox {
     /// PID of `/pause` in this PID namespace. No other process gets it: `/pause` is a child of this
     /// process, which only the end of this value reaps.
     pub pid: Pid,
-    stderr: Option<ChildStderr>,
+    /// Its stderr, if that is a pipe.
+    pub stderr: Option<ChildStderr>,
 }
 
 impl Drop for Sandbox {
@@ -289,17 +290,23 @@ impl Sandbox {
 
     /// Waits until `/pause` has ended, and returns how, and its stderr.
     pub fn wait(mut self) -> Result<(End, String)> {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        let mut status = WaitStatus::StillAlive;
-        wait_until("/pause has ended", || {
-            status = waitid(Id::Pid(self.pid), flags).expect("/pause is a child");
-            status != WaitStatus::StillAlive
-        })?;
+        wait_until("/pause has ended", || self.status() != WaitStatus::StillAlive)?;
         let mut text = String::new();
         if let Some(stderr) = &mut self.stderr {
             stderr.read_to_string(&mut text)?;
         }
-        Ok((end_of(status)?, text))
+        match self.status() {
+            WaitStatus::Exited(_, code) => Ok((Ok(code), text)),
+            WaitStatus::Signaled(_, signal, _) => Ok((Err(signal), text)),
+            status => bail!("unexpected {status:?}"),
+        }
+    }
+
+    /// Whether `/pause` has ended or is stopped for its tracer, without a change to that.
+    pub fn status(&self) -> WaitStatus {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED;
+        let flags = flags | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(self.pid), flags).expect("/pause is a child")
     }
 
     /// Sends a signal to `/pause`, which has to exit with 0, with nothing on stderr but `message`.
@@ -329,15 +336,6 @@ impl Sandbox {
         let stderr = String::from_utf8_lossy(&stderr);
         ensure!(status.success(), "{} inside: {status}: {stderr}", helper.name);
         Ok(String::from_utf8_lossy(&stdout).into_owned())
-    }
-}
-
-/// How a process has ended, from its status.
-pub fn end_of(status: WaitStatus) -> Result<End> {
-    match status {
-        WaitStatus::Exited(_, code) => Ok(Ok(code)),
-        WaitStatus::Signaled(_, signal, _) => Ok(Err(signal)),
-        status => bail!("unexpected {status:?}"),
     }
 }
 
