@@ -333,12 +333,8 @@ fn keeps_one_page_of_anonymous_memory(setup: &Setup) -> Result<()> {
 
 // Standard streams.
 
-helper!(CLOSE_STREAMS = |_| close([0, 1, 2]));
-helper!(CLOSE_STDOUT = |_| close([1]));
-
-fn close<const N: usize>(streams: [i32; N]) -> Result<()> {
-    Ok(streams.into_iter().try_for_each(unistd::close)?)
-}
+helper!(CLOSE_STREAMS = |_| Ok((0..=2).try_for_each(unistd::close)?));
+helper!(CLOSE_STDOUT = |_| Ok(unistd::close(1)?));
 
 fn full_device() -> io::Result<File> {
     File::options().write(true).open("/dev/full")

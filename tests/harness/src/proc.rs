@@ -70,15 +70,19 @@ pub fn is_asleep(pid: Pid) -> bool {
 /// Flag of a process that exits: include/linux/sched.h of the kernel.
 const PF_EXITING: u32 = 4;
 
-/// The call that pause sleeps in on this machine.
-pub const SLEEPING_CALL: i64 = cfg_select! {
+// Some architectures have one call for both.
+const CALLS: [i64; 2] = cfg_select! {
     any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64") => {
-        libc::SYS_ppoll
+        [libc::SYS_ppoll, libc::SYS_ppoll]
     }
-    _ => libc::SYS_pause,
+    _ => [libc::SYS_pause, libc::SYS_poll],
 };
+/// The call that pause sleeps in.
+pub const SLEEPING_CALL: i64 = CALLS[0];
+/// The call by which pause looks whether a message can be written.
+pub const POLL: i64 = CALLS[1];
 
-/// That call, and those that an emulator sleeps in for it.
+/// The call that pause sleeps in, and those that an emulator sleeps in for it.
 const SLEEPING_CALLS: [i64; 3] = [SLEEPING_CALL, libc::SYS_ppoll, libc::SYS_rt_sigsuspend];
 
 /// The children of a process, zombies among them.

@@ -222,22 +222,18 @@ fn enter_root_file_system(setup: &Setup) -> Result<()> {
         fs::copy(path, name).with_context(|| format!("cannot copy {}", path.display()))?;
         fs::set_permissions(name, Permissions::from_mode(0o755))?;
     }
-    let mut shown = Vec::new();
-    if setup.libraries {
-        shown.extend(["lib", "lib32", "lib64", "usr", "nix", "gnu"]);
-    }
-    if setup.not_pid_1 {
-        shown.push("proc");
-    } else {
+    if !setup.not_pid_1 {
         fs::create_dir("proc")?;
         mount(none, "proc", Some("proc"), MsFlags::empty(), none).context(
             "cannot mount /proc; inside a container the engine must not mask parts of it \
              (docker run --security-opt systempaths=unconfined)",
         )?;
     }
-    for name in shown {
+    let libraries =
+        ["lib", "lib32", "lib64", "usr", "nix", "gnu"].map(|name| (name, setup.libraries));
+    for (name, is_shown) in libraries.into_iter().chain([("proc", setup.not_pid_1)]) {
         let original = Path::new("/").join(name);
-        if original.is_dir() {
+        if is_shown && original.is_dir() {
             fs::create_dir(name)?;
             mount(Some(&original), name, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
                 .with_context(|| format!("cannot bind {}", original.display()))?;
