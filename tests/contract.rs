@@ -30,7 +30,7 @@ use nix::unistd::{self, Pid, SysconfVar, dup2_stdout, execv, execveat, getppid, 
 use procfs::process::Process;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, PipeWriter, Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -336,12 +336,10 @@ fn keeps_one_page_of_anonymous_memory(setup: &Setup) -> Result<()> {
 helper!(CLOSE_STREAMS = |_| Ok((0..=2).try_for_each(unistd::close)?));
 helper!(CLOSE_STDOUT = |_| Ok(unistd::close(1)?));
 
-fn full_device() -> io::Result<File> {
-    File::options().write(true).open("/dev/full")
-}
-
-fn without_reader() -> io::Result<PipeWriter> {
-    io::pipe().map(|(_, writer)| writer)
+/// A full device, and a pipe without a reader.
+fn unwritable() -> io::Result<[Option<Arc<OwnedFd>>; 2]> {
+    let (_, writer) = io::pipe()?;
+    Ok([stream(File::options().write(true).open("/dev/full")?), stream(writer)])
 }
 
 fn unusable_standard_streams_are_tolerated(setup: &Setup) -> Result<()> {
@@ -350,7 +348,8 @@ fn unusable_standard_streams_are_tolerated(setup: &Setup) -> Result<()> {
     fcntl(&full_pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     while full_pipe.write(&[b'.'; 4096]).is_ok() {}
     fcntl(&full_pipe, FcntlArg::F_SETFL(OFlag::empty()))?;
-    let streams = [stream(full_device()?), stream(without_reader()?), stream(full_pipe)];
+    let [full_device, without_reader] = unwritable()?;
+    let streams = [full_device, without_reader, stream(full_pipe)];
     for not_pid_1 in [false, true] {
         let setup = Setup { not_pid_1, ..setup.clone() };
         for (stream, name) in streams.iter().zip(["full device", "no reader", "full pipe"]) {
@@ -451,7 +450,7 @@ fn failed_write_to_stdout_exits_with_1(setup: &Setup) -> Result<()> {
         // The text is longer than the 5 bytes by which this file may grow.
         let mut file = tempfile::tempfile()?;
         file.write_all(&[b'.'; 507])?;
-        for stdout in [stream(full_device()?), stream(without_reader()?), stream(file)] {
+        for stdout in unwritable()?.into_iter().chain([stream(file)]) {
             let setup = Setup { stdout, ..prepared(&setup, &LIMIT_FILES) };
             setup.start()?.ends(1, CANNOT_WRITE)?;
         }

@@ -79,17 +79,22 @@ fn run_test(arguments: &[OsString]) -> Result<()> {
 fn refuse_call(name: &str, is_init: bool) -> Result<()> {
     let call = calls::until_asleep(false).find(|it| it.name == name).context("no such call")?;
     (1..=libc::EHWPOISON).try_for_each(|errno| {
-        let error = || io::Error::from_raw_os_error(errno).to_string();
-        check_refused_call(call, errno, is_init).with_context(error)
+        let prepare = || {
+            spawn_child()?;
+            seccomp::refuse(call.number, call.first, errno)
+        };
+        let process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
+        check_refused_call(call, errno, is_init, process)
+            .with_context(|| io::Error::from_raw_os_error(errno).to_string())
     })
 }
 
-fn check_refused_call(call: &calls::Call, errno: i32, is_init: bool) -> Result<()> {
-    let prepare = || {
-        spawn_child()?;
-        seccomp::refuse(call.number, call.first, errno)
-    };
-    let process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
+fn check_refused_call(
+    call: &calls::Call,
+    errno: i32,
+    is_init: bool,
+    process: Sandbox,
+) -> Result<()> {
     let stderr = match call.refused {
         // To the process, EINTR of the filter looks as if a handler had returned.
         Refused::Fails(_) if call.number == SLEEPING_CALL && errno == libc::EINTR => {

@@ -15,11 +15,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(15);
 pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !reached() {
-        ensure!(
-            start.elapsed() < TIMEOUT,
-            "timed out after {} s waiting until {state}",
-            TIMEOUT.as_secs()
-        );
+        ensure!(start.elapsed() < TIMEOUT, "timed out after {TIMEOUT:?} waiting until {state}");
         // Some tests wait many thousand times, and mostly for less than a millisecond.
         match start.elapsed() < Duration::from_millis(1) {
             true => yield_now(),

@@ -95,17 +95,14 @@ impl Setup {
     /// Starts the sandbox. Its process is `/pause` when this returns.
     pub fn start(&self) -> Result<Sandbox> {
         let (reader, writer) = io::pipe()?;
-        let stream = |fd: &Option<Arc<OwnedFd>>, default| match fd {
-            Some(fd) => fd.try_clone().map(Stdio::from),
-            None => Ok(default),
-        };
+        let copy = |fd: &Arc<OwnedFd>| fd.try_clone().map(Stdio::from);
         let mut launcher = LAUNCHER
             .command()
             .arg(serde_json::to_string(self)?)
             .args(&self.arguments)
             .stdin(writer)
-            .stdout(stream(&self.stdout, Stdio::null())?)
-            .stderr(stream(&self.stderr, Stdio::piped())?)
+            .stdout(self.stdout.as_ref().map_or(Ok(Stdio::null()), copy)?)
+            .stderr(self.stderr.as_ref().map_or(Ok(Stdio::piped()), copy)?)
             // Ctrl-C on a terminal is for whoever started the sandbox, and not for what is inside.
             .process_group(0)
             .spawn()
