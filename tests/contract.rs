@@ -10,11 +10,8 @@ use anyhow::{Context, Result, ensure};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::{Helper, spawn, spawn_with};
-use harness::orphans::{
-    CLONED_ORPHANS, ORPHANS, SIMULTANEOUS_ORPHANS, STOPPED_ORPHANS, THREADED_ORPHANS,
-    TRACED_ORPHANS, ZOMBIES, abandon,
-};
-use harness::proc::{TIMEOUT, activity, anonymous, children, state, wait_until};
+use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon};
+use harness::proc::{activity, anonymous, children, is_asleep, state, wait_until};
 use harness::sandbox::{self, IGNORED, STOPPED, Sandbox, Setup, WARNING};
 use harness::seccomp::refuse;
 use harness::target::TARGETS;
@@ -33,11 +30,11 @@ use nix::unistd::{self, Pid, SysconfVar, dup2_stdout, execv, execveat, getppid, 
 use procfs::process::Process;
 use std::ffi::{CStr, OsStr, OsString};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, PipeWriter, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::unix::net::UnixDatagram;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::{env, io, iter};
@@ -64,15 +61,12 @@ const TESTS: &[ContractTest] = tests![
 
 /// Tests that differ in what they do, and not in what they check.
 const VARIED: &[ContractTest] = &[
-    test("sigterm_exits_with_0", |it| sleeps_reaps_and_stops(it.clone().asleep()?)),
-    test("sigint_exits_with_0", |it| it.clone().asleep()?.stops(Signal::SIGINT, SIGINT_MESSAGE)),
+    test("sigterm_exits_with_0", |it| sleeps_reaps_and_stops(it.asleep()?)),
+    test("sigint_exits_with_0", |it| it.asleep()?.stops(Signal::SIGINT, SIGINT_MESSAGE)),
     test("orphans_are_reaped_without_wake_up", |it| survives(it, &ORPHANS, "10000")),
     test("simultaneous_exits_are_reaped", |it| survives(it, &SIMULTANEOUS_ORPHANS, "500")),
     test("zombies_are_reaped_on_reparenting", |it| survives(it, &ZOMBIES, "500")),
     test("orphans_with_threads_are_reaped", |it| survives(it, &THREADED_ORPHANS, "100")),
-    test("traced_orphans_are_reaped", |it| survives(it, &TRACED_ORPHANS, "200")),
-    test("orphans_of_any_clone_are_reaped", |it| survives(it, &CLONED_ORPHANS, "300")),
-    test("stopped_orphans_are_reaped", |it| survives(it, &STOPPED_ORPHANS, "200")),
     test("children_that_died_before_exec_are_reaped", |it| inherits(it, &LEAVE_DEAD_CHILDREN)),
     test("inherited_dispositions_are_replaced", |it| inherits(it, &IGNORE_SIGNALS)),
     test("inherited_signal_mask_is_cleared", |it| inherits(it, &BLOCK_SIGNALS)),
@@ -82,7 +76,6 @@ const VARIED: &[ContractTest] = &[
     }),
     test("changes_to_the_root_directory", |it| inherits(it, &CHANGE_DIRECTORY)),
     test("empty_argv_is_no_argument", |it| inherits(it, &EMPTY_ARGV)),
-    test("starts_from_sealed_memfd", |it| inherits(it, &SEALED_MEMFD)),
     // `tests/faults.rs` refuses the other system calls as well.
     test("refused_disposition_is_fatal", |it| {
         prepared(it, &REFUSE_SIGTERM).start()?.ends(1, "pause: cannot handle SIGTERM\n")
@@ -138,11 +131,8 @@ fn applies(setup: &Setup, test: &str) -> bool {
         "keeps_one_page_of_anonymous_memory" | "starts_from_memfd_in_empty_root" => {
             !setup.libraries && emulator.is_none()
         }
-        // qemu takes the program from argv, and does not know PR_SET_CHILD_SUBREAPER. The kernel
-        // does not start qemu for a memfd.
-        "empty_argv_is_no_argument" | "not_pid_1_is_subreaper" | "starts_from_sealed_memfd" => {
-            emulator.is_none()
-        }
+        // qemu takes the program from argv, and does not know PR_SET_CHILD_SUBREAPER.
+        "empty_argv_is_no_argument" | "not_pid_1_is_subreaper" => emulator.is_none(),
         // qemu looks for the mask of sigaction(2) behind a field that Linux does not have there.
         "handlers_do_not_interrupt_each_other" => !emulates("riscv64") && !emulates("loongarch64"),
         _ => true,
@@ -151,7 +141,7 @@ fn applies(setup: &Setup, test: &str) -> bool {
 
 /// The setup with a helper that runs before PID 1 becomes `/pause`.
 fn prepared(setup: &Setup, helper: &'static Helper) -> Setup {
-    Setup { preparation: Some(helper), ..setup.clone() }
+    Setup { preparation: Some(helper.name.into()), ..setup.clone() }
 }
 
 /// A stream of `/pause`.
@@ -190,7 +180,7 @@ fn no_child_is_left(sandbox: &Sandbox) -> Result<()> {
 }
 
 fn survives(setup: &Setup, helper: &'static Helper, number: &str) -> Result<()> {
-    let sandbox = setup.clone().asleep()?;
+    let sandbox = setup.asleep()?;
     reaps(&sandbox, helper, number)?;
     sleeps_reaps_and_stops(sandbox)
 }
@@ -221,7 +211,7 @@ helper!(
 );
 
 fn handlers_do_not_interrupt_each_other(setup: &Setup) -> Result<()> {
-    let sandbox = setup.clone().asleep()?;
+    let sandbox = setup.asleep()?;
     sandbox.signal(Signal::SIGSTOP)?;
     wait_until("PID 1 is stopped", || state(sandbox.pid) == Some('T'))?;
     sandbox.signal(Signal::SIGTERM)?;
@@ -263,54 +253,40 @@ helper!(
 );
 helper!(REFUSE_SIGTERM = |_| refuse(libc::SYS_rt_sigaction, Some(libc::SIGTERM), libc::EPERM));
 
-// Ways to start it without an image: docs/embedding.md.
-
-helper!(
-    SEALED_MEMFD = |_| {
-        let file = memfd()?;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::all()))?;
-        exec_from(file)
-    }
-);
-helper!(
-    MEMFD_IN_EMPTY_ROOT = |_| {
-        leave_dead_children(&[])?;
-        let file = memfd()?;
-        unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
-        // The new user namespace has undone this.
-        set_pdeathsig(Signal::SIGKILL)?;
-        let (none, root) = (None::<&str>, "/emulator");
-        mount(none, root, Some("tmpfs"), MsFlags::MS_RDONLY, none)?;
-        unistd::chdir(root)?;
-        unistd::pivot_root(".", ".")?;
-        umount2(".", MntFlags::MNT_DETACH)?;
-        exec_from(file)
-    }
-);
-
-/// A copy of `/pause` in memory.
-fn memfd() -> Result<File> {
-    let create = |flags| memfd_create(c"pause", MFdFlags::from_bits_retain(flags));
-    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
-    // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.
-    let mut file: File = create(flags | libc::MFD_EXEC).or_else(|_| create(flags))?.into();
-    file.write_all(&fs::read("/pause")?)?;
-    Ok(file)
-}
-
-/// Becomes the program in a file, which needs no path, with an empty environment.
-fn exec_from(file: File) -> Result<()> {
-    let none: [&CStr; 0] = [];
-    execveat(&file, c"", &[c"/pause"], &none, AtFlags::AT_EMPTY_PATH)
-        .map(drop)
-        .context("cannot start the file")
-}
+// A way to start it without an image: docs/embedding.md.
 
 /// (No helper can join these mounts: it would not find /proc. But there are children to reap.)
 fn starts_from_memfd_in_empty_root(setup: &Setup) -> Result<()> {
     let sandbox = prepared(setup, &MEMFD_IN_EMPTY_ROOT).asleep()?;
     no_child_is_left(&sandbox)?;
     sandbox.stops(Signal::SIGTERM, STOPPED)
+}
+
+helper!(MEMFD_IN_EMPTY_ROOT = become_memfd);
+
+/// Becomes a sealed copy of `/pause` in memory, with an empty environment and in an empty root.
+fn become_memfd(_: &[OsString]) -> Result<()> {
+    leave_dead_children(&[])?;
+    let create = |flags| memfd_create(c"pause", MFdFlags::from_bits_retain(flags));
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // Linux before 6.3 does not know MFD_EXEC, and makes every memfd executable.
+    let mut file: File = create(flags | libc::MFD_EXEC).or_else(|_| create(flags))?.into();
+    file.write_all(&fs::read("/pause")?)?;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::all()))?;
+
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+    // The new user namespace has undone this.
+    set_pdeathsig(Signal::SIGKILL)?;
+    let (none, root) = (None::<&str>, "/emulator");
+    mount(none, root, Some("tmpfs"), MsFlags::MS_RDONLY, none)?;
+    unistd::chdir(root)?;
+    unistd::pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+
+    let environment: [&CStr; 0] = [];
+    execveat(&file, c"", &[c"/pause"], &environment, AtFlags::AT_EMPTY_PATH)
+        .map(drop)
+        .context("cannot start the file")
 }
 
 /// Leaks copies of a pipe. Reading from it ends when the last copy is closed.
@@ -328,8 +304,7 @@ helper!(LEAK_DESCRIPTORS = leak_descriptors);
 /// and closes stdout. (Not at every number: a dynamic loader needs some.)
 fn leak_descriptors(_: &[OsString]) -> Result<()> {
     for number in [3, 4, 5, 100, 1022, 1023] {
-        // SAFETY: nothing uses these descriptors before exec but the report of an error, and a
-        // sandbox without its report does not start.
+        // SAFETY: nothing uses these descriptors before exec but the report of an error.
         ensure!(unsafe { libc::dup2(1, number) } == number, "cannot leak {number}");
     }
     Ok(dup2_stdout(io::stdin())?)
@@ -346,7 +321,7 @@ fn keeps_one_page_of_anonymous_memory(setup: &Setup) -> Result<()> {
     let page = unistd::sysconf(SysconfVar::PAGE_SIZE)?.context("the size of a page")?;
     // Addresses are randomized, so that some starts need one page only in any case.
     for _ in 0..10 {
-        let sandbox = setup.clone().asleep()?;
+        let sandbox = setup.asleep()?;
         let kept = anonymous(sandbox.pid)? * 1024;
         ensure!(kept == page as u64, "{kept} bytes, where a page has {page}");
         let strings = fs::read_to_string(format!("/proc/{}/cmdline", sandbox.pid))?;
@@ -358,19 +333,13 @@ fn keeps_one_page_of_anonymous_memory(setup: &Setup) -> Result<()> {
 
 // Standard streams.
 
-helper!(CLOSE_STREAMS = |_| close([0, 1, 2]));
-helper!(CLOSE_STDOUT = |_| close([1]));
+helper!(CLOSE_STREAMS = |_| Ok((0..=2).try_for_each(unistd::close)?));
+helper!(CLOSE_STDOUT = |_| Ok(unistd::close(1)?));
 
-fn close<const N: usize>(streams: [i32; N]) -> Result<()> {
-    Ok(streams.into_iter().try_for_each(unistd::close)?)
-}
-
-fn full_device() -> io::Result<File> {
-    File::options().write(true).open("/dev/full")
-}
-
-fn without_reader() -> io::Result<PipeWriter> {
-    io::pipe().map(|(_, writer)| writer)
+/// A full device, and a pipe without a reader.
+fn unwritable() -> io::Result<[Option<Arc<OwnedFd>>; 2]> {
+    let (_, writer) = io::pipe()?;
+    Ok([stream(File::options().write(true).open("/dev/full")?), stream(writer)])
 }
 
 fn unusable_standard_streams_are_tolerated(setup: &Setup) -> Result<()> {
@@ -379,7 +348,8 @@ fn unusable_standard_streams_are_tolerated(setup: &Setup) -> Result<()> {
     fcntl(&full_pipe, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     while full_pipe.write(&[b'.'; 4096]).is_ok() {}
     fcntl(&full_pipe, FcntlArg::F_SETFL(OFlag::empty()))?;
-    let streams = [stream(full_device()?), stream(without_reader()?), stream(full_pipe)];
+    let [full_device, without_reader] = unwritable()?;
+    let streams = [full_device, without_reader, stream(full_pipe)];
     for not_pid_1 in [false, true] {
         let setup = Setup { not_pid_1, ..setup.clone() };
         for (stream, name) in streams.iter().zip(["full device", "no reader", "full pipe"]) {
@@ -417,30 +387,27 @@ fn not_pid_1_dies_of_other_signals(setup: &Setup) -> Result<()> {
 }
 
 fn not_pid_1_is_subreaper(setup: &Setup) -> Result<()> {
-    let (mut near, far) = UnixStream::pair()?;
-    near.set_read_timeout(Some(TIMEOUT))?;
-    let setup = prepared(setup, &LEAVE_CHILD);
-    let sandbox = Setup { not_pid_1: true, stdout: stream(far), ..setup }.asleep()?;
-    near.write_all(&[0])?;
+    let (reader, writer) = io::pipe()?;
+    let setup = Setup { not_pid_1: true, ..prepared(setup, &LEAVE_CHILD) };
+    let sandbox = Setup { stdout: stream(writer), ..setup }.asleep()?;
     let mut parent = String::new();
-    BufReader::new(near).read_line(&mut parent)?;
-    ensure!(parent == "2\n", "the orphan was adopted by {parent}");
+    BufReader::new(reader).read_line(&mut parent)?;
+    ensure!(parent.trim_end() == sandbox.pid.to_string(), "the orphan was adopted by {parent}");
     no_child_is_left(&sandbox)?;
     sandbox.stops(Signal::SIGTERM, &format!("{WARNING}{STOPPED}"))
 }
 
 helper!(LEAVE_CHILD = leave_child);
 
-/// Leaves a child that makes an orphan when it can read from stdout. The orphan prints its parent.
+/// Leaves a child that makes an orphan when `/pause` sleeps. The orphan prints its parent.
 fn leave_child(_: &[OsString]) -> Result<()> {
+    let print_parent = || {
+        println!("{}", getppid());
+        Ok(())
+    };
     let child = || {
-        sandbox::close_descriptors()?;
-        let mut start = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        start.read_exact(&mut [0])?;
-        abandon(|| {
-            println!("{}", getppid());
-            Ok(())
-        })
+        wait_until("/pause sleeps", || is_asleep(getppid()))?;
+        abandon(print_parent)
     };
     spawn(child).map(drop)
 }
@@ -456,8 +423,8 @@ fn with_arguments(setup: &Setup, arguments: &[&str]) -> Setup {
 /// Runs a program with arguments, which has to exit with 0, and returns its stdout.
 fn output_of(setup: &Setup, arguments: &[&str]) -> Result<String> {
     let (reader, writer) = io::pipe()?;
-    let setup = Setup { stdout: stream(writer), ..with_arguments(setup, arguments) };
-    setup.start()?.ends(0, "").with_context(|| format!("{arguments:?}"))?;
+    let sandbox = Setup { stdout: stream(writer), ..with_arguments(setup, arguments) }.start()?;
+    sandbox.ends(0, "").with_context(|| format!("{arguments:?}"))?;
     Ok(io::read_to_string(reader)?)
 }
 
@@ -483,7 +450,7 @@ fn failed_write_to_stdout_exits_with_1(setup: &Setup) -> Result<()> {
         // The text is longer than the 5 bytes by which this file may grow.
         let mut file = tempfile::tempfile()?;
         file.write_all(&[b'.'; 507])?;
-        for stdout in [stream(full_device()?), stream(without_reader()?), stream(file)] {
+        for stdout in unwritable()?.into_iter().chain([stream(file)]) {
             let setup = Setup { stdout, ..prepared(&setup, &LIMIT_FILES) };
             setup.start()?.ends(1, CANNOT_WRITE)?;
         }
@@ -501,20 +468,13 @@ fn unknown_arguments_are_ignored(setup: &Setup) -> Result<()> {
         let sandbox = Setup { arguments, ..setup.clone() }.asleep()?;
         sandbox.stops(Signal::SIGTERM, &format!("{IGNORED}{STOPPED}"))
     };
-    for argument in ["", "-", "--", "-P", "-H", "-vv", "--versio", "--versions", "--version "] {
+    let like_known = ["-w", ",v", "-vv", "-H", "--versio", "--versions", "--versiom", ",-version"];
+    for argument in like_known.into_iter().chain(["", "-", "--", "-P"]) {
         is_ignored(&[argument.as_bytes()]).context(argument)?;
     }
     is_ignored(&[b"x", b"--version"])?;
     is_ignored(&[b"\xff\xfe\x80 not UTF-8 \n\x1b[31m"])?;
     is_ignored(&[&[b'x'; 60_000]])?;
     is_ignored(&[&b"--nothing"[..]; 10_000])?;
-    // A single wrong byte.
-    for known in ["-v", "-V", "--version", "-h", "--help"] {
-        for index in 0..known.len() {
-            let mut argument = known.as_bytes().to_vec();
-            argument[index] ^= 1;
-            is_ignored(&[&argument])?;
-        }
-    }
     Ok(())
 }

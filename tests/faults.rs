@@ -6,108 +6,105 @@
 
 #![expect(clippy::incompatible_msrv, reason = "only the product supports an older Rust")]
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::build::Flavor;
-use harness::calls::{self, Call, Refused};
+use harness::calls::{self, Refused};
 use harness::helper;
-use harness::helper::{Helper, spawn, spawn_with};
-use harness::orphans::number;
+use harness::helper::{spawn, spawn_with};
 use harness::proc::{SLEEPING_CALL, children, is_asleep, wait_until};
-use harness::sandbox::{self, End, STOPPED, Setup, USER, WARNING, become_user, end_of};
+use harness::sandbox::{self, STOPPED, Sandbox, Setup, USER, WARNING, become_user};
 use harness::trial::{Test, Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
-use nix::sched::{CloneFlags, setns};
-use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
+use nix::sched::CloneFlags;
+use nix::sys::prctl::set_pdeathsig;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::WaitStatus;
 use nix::unistd::{Pid, dup2_stderr, execv, getppid};
 use procfs::process::Process;
 use std::ffi::{CStr, OsString};
-use std::fs::File;
-use std::io::{self, PipeReader, Read, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::process::ExitCode;
-use std::sync::LazyLock;
 use std::{mem, thread};
 
 helper!(RUN_TEST = run_test);
-helper!(REFUSE_CALL = refuse_call);
 
 /// A test that starts processes, as PID 1 or as another process.
 type FaultTest = Test<fn(bool) -> Result<()>>;
 
 const TESTS: &[FaultTest] = tests![
     its_system_calls_are_those_listed,
-    the_listed_system_calls_are_enough,
     exits_without_exit_group,
     sigterm_before_any_instruction,
-    sigterm_at_the_death_of_its_parent,
 ];
 
-/// The sandboxes to start processes in.
-static SETUP: LazyLock<Result<Setup>> = LazyLock::new(|| Setup::of(Flavor::Freestanding));
+/// What the names of tests that refuse a system call begin with. The name of the call follows.
+const REFUSED: &str = "refused::";
 
-fn main() -> ExitCode {
+fn main() -> Result<ExitCode> {
     let mut trials = Trials::new();
+    let setup = Setup::of(Flavor::Freestanding)?;
     let no_sandbox = obstacle(sandbox::is_available());
-    let mut add = |name: &str, helper: &'static Helper, argument: String| {
-        let run = move || {
-            let setup = SETUP.as_ref().map_err(|error| anyhow!("{error:#}"))?;
-            setup.clone().asleep()?.run(helper, &[&argument]).map(drop)
-        };
-        trials.add(format!("freestanding::{name}"), no_sandbox.clone(), run);
-    };
-    for test in TESTS {
-        add(test.name, &RUN_TEST, test.name.to_owned());
+    let calls = calls::until_asleep(false).map(|call| format!("{REFUSED}{}", call.name));
+    for name in TESTS.iter().map(|test| test.name.to_owned()).chain(calls) {
+        let setup = setup.clone();
+        trials.add(format!("freestanding::{name}"), no_sandbox.clone(), move || {
+            setup.asleep()?.run(&RUN_TEST, &[&name]).map(drop)
+        });
     }
-    for (index, call) in calls::until_asleep(false).enumerate() {
-        add(&format!("refused::{}", call.name), &REFUSE_CALL, index.to_string());
-    }
-    trials.run()
+    Ok(trials.run())
 }
 
 /// Runs the test that the argument names.
 fn run_test(arguments: &[OsString]) -> Result<()> {
-    let test = TESTS.iter().find(|test| arguments == [test.name]).context("no such test")?;
-    for is_init in [true, false] {
-        (test.run)(is_init).with_context(|| format!("PID 1: {is_init}"))?;
-    }
-    Ok(())
+    let [name] = arguments else { bail!("takes the name of a test") };
+    let name = name.to_string_lossy();
+    let run = |is_init| match name.strip_prefix(REFUSED) {
+        Some(call) => refuse_call(call, is_init),
+        None => {
+            let test = TESTS.iter().find(|test| test.name == name).context("no such test")?;
+            (test.run)(is_init)
+        }
+    };
+    [true, false]
+        .into_iter()
+        .try_for_each(|is_init| run(is_init).with_context(|| format!("PID 1: {is_init}")))
 }
 
 // System calls.
 
-/// Refuses a system call, given by its index, with every errno.
-fn refuse_call(arguments: &[OsString]) -> Result<()> {
-    let call = calls::until_asleep(false).nth(number(arguments)?).context("no such call")?;
-    for errno in 1..=libc::EHWPOISON {
-        for is_init in [true, false] {
-            check_refused_call(call, errno, is_init).with_context(|| {
-                let error = io::Error::from_raw_os_error(errno);
-                format!("{} is refused, PID 1 {is_init}: {error}", call.name)
-            })?;
-        }
-    }
-    Ok(())
+/// Refuses a system call with every errno.
+fn refuse_call(name: &str, is_init: bool) -> Result<()> {
+    let call = calls::until_asleep(false).find(|it| it.name == name).context("no such call")?;
+    (1..=libc::EHWPOISON).try_for_each(|errno| {
+        let prepare = || {
+            spawn_child()?;
+            seccomp::refuse(call.number, call.first, errno)
+        };
+        let process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
+        check_refused_call(call, errno, is_init, process)
+            .with_context(|| io::Error::from_raw_os_error(errno).to_string())
+    })
 }
 
-fn check_refused_call(call: &Call, errno: i32, is_init: bool) -> Result<()> {
-    let prepare = || {
-        spawn_child()?;
-        seccomp::refuse(call.number, call.first, errno)
-    };
-    let process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
+fn check_refused_call(
+    call: &calls::Call,
+    errno: i32,
+    is_init: bool,
+    process: Sandbox,
+) -> Result<()> {
     let stderr = match call.refused {
         // To the process, EINTR of the filter looks as if a handler had returned.
         Refused::Fails(_) if call.number == SLEEPING_CALL && errno == libc::EINTR => {
             let stat = || Process::new(process.pid.as_raw())?.stat();
             let calls = || stat().is_ok_and(|it| it.utime + it.stime > 0);
             wait_until("the process calls again and again", calls)?;
-            return process.stops(&messages(is_init));
+            return process.stops(Signal::SIGTERM, &messages(is_init));
         }
         Refused::Fails(message) => {
-            let (end, stderr) = process.wait_with_stderr()?;
+            let (end, stderr) = process.wait()?;
             let stderr = stderr.strip_prefix(WARNING).unwrap_or(&stderr);
             ensure!(end == Ok(1) && stderr == message, "{end:?}, {stderr:?}");
             return Ok(());
@@ -125,14 +122,13 @@ fn messages(is_init: bool) -> String {
 }
 
 /// Waits until the process sleeps, kills its children, which have to be reaped, and ends it.
-fn reaps_and_stops(mut process: PauseProcess, stderr: &str) -> Result<()> {
-    process.wait_until_asleep_or_changed()?;
-    ensure!(!process.has_ended(), "it ended: {:?}", process.wait_with_stderr()?);
+fn reaps_and_stops(process: Sandbox, stderr: &str) -> Result<()> {
+    process.wait_until_asleep()?;
     for child in children(process.pid) {
         kill(child, Signal::SIGKILL)?;
     }
     wait_until("its child is reaped", || children(process.pid).is_empty())?;
-    process.stops(stderr)
+    process.stops(Signal::SIGTERM, stderr)
 }
 
 /// Starts a child that ends with its parent.
@@ -149,70 +145,65 @@ fn spawn_child() -> Result<()> {
     spawn(stay).map(drop)
 }
 
-/// Compares the system calls from start to end with the list. PID 1 gets a SIGTERM from inside first.
+/// Compares the system calls from start to end with the list. PID 1 gets a SIGTERM from its child first.
 fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
+    let (reader, mut writer) = io::pipe()?;
+    let terminate_parent = || {
+        set_pdeathsig(Signal::SIGKILL)?;
+        (&reader).read_exact(&mut [0])?;
+        Ok(kill(getppid(), Signal::SIGTERM)?)
+    };
+    let prepare = || spawn(terminate_parent).map(drop);
+    let mut is_next_from_inside = is_init;
     let (ignored, end) = if is_init { (&calls::IGNORE[..], 1) } else { (&[][..], 0) };
     let last = ignored.iter().chain(&calls::END[end..]);
-    let expected: Vec<_> = calls::until_asleep(is_init)
-        .map(|call| (call.number, call.first))
-        .chain(last.map(|&number| (number, None)))
-        .collect();
-    let mut process = Spawn::new(is_init).spawn_traced()?;
-    let mut is_next_from_inside = is_init;
+    makes(
+        Spawn { prepare: &prepare, ..Spawn::new(is_init) },
+        calls::until_asleep(is_init).map(|call| call.number).chain(last.copied()).collect(),
+        |process| match mem::take(&mut is_next_from_inside) {
+            true => Ok(writer.write_all(&[0])?),
+            false => process.signal(Signal::SIGTERM),
+        },
+    )?;
+    [c"--version", c"--help"].into_iter().try_for_each(|argument| {
+        let spawn = Spawn { argument: Some(argument), ..Spawn::new(is_init) };
+        makes(spawn, calls::PRINT.to_vec(), |_| bail!("it sleeps"))
+    })
+}
+
+/// Traces a process until it ends, and compares its system calls. Calls `wake` when it sleeps.
+fn makes(
+    spawn: Spawn<'_>,
+    expected: Vec<i64>,
+    mut wake: impl FnMut(&Sandbox) -> Result<()>,
+) -> Result<()> {
+    let process = spawn.spawn_traced()?;
     let mut made = Vec::new();
     let mut signal = None;
     // One call too many is enough to fail.
     while made.len() <= expected.len() {
         ptrace::syscall(process.pid, signal.take())?;
-        process.wait_until_asleep_or_changed()?;
-        if process.status.is_none() {
-            if mem::take(&mut is_next_from_inside) {
-                terminate_from_inside(process.pid)?;
-            } else {
-                process.signal(Signal::SIGTERM)?;
-            }
-            process.wait()?;
+        let mut status = wait_until_asleep_or_changed(&process)?;
+        if status == WaitStatus::StillAlive {
+            wake(&process)?;
+            wait_until("it is woken", || {
+                status = process.status();
+                status != WaitStatus::StillAlive
+            })?;
         }
-        match process.status {
-            Some(WaitStatus::PtraceSyscall(_)) => {
+        match status {
+            WaitStatus::PtraceSyscall(_) => {
                 let call = ptrace::syscall_info(process.pid)?;
                 if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
                     // SAFETY: at the entry of a system call it is this one of the union.
-                    let call = unsafe { call.u.entry };
-                    let known = expected.get(made.len()).and_then(|(_, first)| *first);
-                    made.push((call.nr as i64, known.map(|_| call.args[0] as i32)));
+                    made.push(unsafe { call.u.entry.nr } as i64);
                 }
             }
-            Some(WaitStatus::Stopped(_, Signal::SIGTERM)) => signal = Some(Signal::SIGTERM),
+            WaitStatus::PtraceEvent(_, Signal::SIGTERM, _) => signal = Some(Signal::SIGTERM),
             _ => break,
         }
     }
     ensure!(made == expected, "{made:?} instead of {expected:?}");
-    Ok(())
-}
-
-/// Sends SIGTERM to PID 1 from a process in its PID namespace.
-fn terminate_from_inside(init: Pid) -> Result<()> {
-    let joiner = spawn(|| {
-        setns(File::open(format!("/proc/{init}/ns/pid"))?, CloneFlags::CLONE_NEWPID)?;
-        let sender = spawn(|| Ok(kill(Pid::from_raw(1), Signal::SIGTERM)?))?;
-        Ok(waitpid(sender, None).map(drop)?)
-    })?;
-    Ok(waitpid(joiner, None).map(drop)?)
-}
-
-/// Kills the process at any call that is not listed.
-fn the_listed_system_calls_are_enough(is_init: bool) -> Result<()> {
-    let prepare = || {
-        spawn_child()?;
-        seccomp::allow_only(calls::all())
-    };
-    let spawn = Spawn { prepare: &prepare, ..Spawn::new(is_init) };
-    reaps_and_stops(spawn.spawn()?, &messages(is_init))?;
-    for argument in [c"--version", c"--help"] {
-        let (end, _) = Spawn { argument: Some(argument), ..spawn }.spawn()?.wait_with_stderr()?;
-        ensure!(end == Ok(0), "{argument:?}: {end:?}");
-    }
     Ok(())
 }
 
@@ -228,10 +219,10 @@ fn exits_without_exit_group(is_init: bool) -> Result<()> {
     for (refused, expected) in [(&calls[..1], Ok(0)), (&calls, Err(TRAP))] {
         let prepare =
             || refused.iter().try_for_each(|&call| seccomp::refuse(call, None, libc::EPERM));
-        let mut process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
-        process.wait_until_asleep_or_changed()?;
+        let process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
+        process.wait_until_asleep()?;
         process.signal(Signal::SIGTERM)?;
-        let (end, stderr) = process.wait_with_stderr()?;
+        let (end, stderr) = process.wait()?;
         ensure!(end == expected && stderr == messages(is_init), "{end:?}, {stderr:?}");
     }
     Ok(())
@@ -241,75 +232,35 @@ fn exits_without_exit_group(is_init: bool) -> Result<()> {
 
 /// Sends SIGTERM before the first instruction, before the second, and so on until it sleeps. While
 /// there is no handler, PID 1 does not get the signal, and any other process dies of it. From then on,
-/// or if the signal waits behind a mask until then, the process exits with 0. A process that runs
-/// meanwhile may have got its handler.
+/// or if the signal waits behind a mask until then, the process exits with 0.
 fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
-    let block = || Ok(SigSet::all().thread_set_mask()?);
+    let block = || Ok(SigSet::from(Signal::SIGTERM).thread_set_mask()?);
     let open = Spawn::new(is_init);
     let blocked = Spawn { prepare: &block, ..open };
-    for (spawn, is_blocked, runs) in
-        [(open, false, false), (open, false, true), (blocked, true, false)]
-    {
-        let mut instructions = 0;
-        let mut process = spawn.spawn_traced()?;
-        while process.step()? {
-            instructions += 1;
-        }
-        drop(process);
-        for done in 0..=instructions {
-            let mut process = spawn.spawn_traced()?;
-            for _ in 0..done {
-                process.step()?;
+    for (spawn, is_blocked) in [(open, false), (blocked, true)] {
+        for done in 0.. {
+            let process = spawn.spawn_traced()?;
+            if !(0..done).try_fold(true, |_, _| step(&process))? {
+                break;
             }
             let caught = Process::new(process.pid.as_raw())?.status()?.sigcgt;
             let has_handler = caught >> (Signal::SIGTERM as i32 - 1) & 1 == 1;
-            if runs {
-                ptrace::detach(process.pid, None)?;
-                process.signal(Signal::SIGTERM)?;
-            } else {
-                process.signal(Signal::SIGTERM)?;
-                ptrace::detach(process.pid, None)?;
-            }
-            process.wait_until_asleep_or_changed()?;
-            let was_dropped = !process.has_ended();
             process.signal(Signal::SIGTERM)?;
-            let (end, _) = process.wait_with_stderr()?;
-            let is_allowed = match (was_dropped, end) {
-                (false, Ok(0)) => has_handler || is_blocked || runs,
-                (true, Ok(0)) => !has_handler && !is_blocked && is_init,
-                (false, Err(Signal::SIGTERM)) => !has_handler && !is_blocked && !is_init,
-                _ => false,
+            ptrace::detach(process.pid, None)?;
+            let was_dropped = wait_until_asleep_or_changed(&process)? == WaitStatus::StillAlive;
+            process.signal(Signal::SIGTERM)?;
+            let (end, _) = process.wait()?;
+            let expected = match has_handler || is_blocked {
+                true => (false, Ok(0)),
+                false if is_init => (true, Ok(0)),
+                false => (false, Err(Signal::SIGTERM)),
             };
             ensure!(
-                is_allowed,
-                "after {done} of {instructions} instructions (blocked {is_blocked}, runs {runs}): \
-                 dropped {was_dropped}, {end:?}"
+                (was_dropped, end) == expected,
+                "after {done} instructions (blocked {is_blocked}): dropped {was_dropped}, {end:?}"
             );
         }
     }
-    Ok(())
-}
-
-/// The parent-death signal, which the kernel sends in the name of the parent, ends it.
-fn sigterm_at_the_death_of_its_parent(is_init: bool) -> Result<()> {
-    set_child_subreaper(true)?;
-    let (stderr, writer) = io::pipe()?;
-    let parent = spawn(|| {
-        let prepare = || {
-            dup2_stderr(&writer)?;
-            Ok(set_pdeathsig(Signal::SIGTERM)?)
-        };
-        let mut process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
-        process.wait_until_asleep_or_changed()?;
-        // It has to outlive this process.
-        mem::forget(process);
-        Ok(())
-    })?;
-    drop(writer);
-    waitpid(parent, None)?;
-    let pid = *children(Pid::this()).first().context("the process was not adopted")?;
-    let (end, stderr) = PauseProcess { pid, stderr, status: None }.wait_with_stderr()?;
-    ensure!(end == Ok(0) && stderr == messages(is_init), "{end:?}, {stderr:?}");
     Ok(())
 }
 
@@ -332,8 +283,8 @@ impl Spawn<'_> {
         Spawn { is_init, argument: None, prepare: &|| Ok(()) }
     }
 
-    /// Starts the process. [`PauseProcess::wait_with_stderr`] returns errors that follow.
-    fn spawn(self) -> Result<PauseProcess> {
+    /// Starts the process. Its stderr has the errors that follow.
+    fn spawn(self) -> Result<Sandbox> {
         let (stderr, writer) = io::pipe()?;
         let flags = if self.is_init { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
         let words: Vec<_> = [c"/pause"].into_iter().chain(self.argument).collect();
@@ -343,110 +294,41 @@ impl Spawn<'_> {
             (self.prepare)()?;
             match execv(words[0], &words).context("cannot start /pause")? {}
         })?;
-        Ok(PauseProcess { pid, stderr, status: None })
+        Ok(Sandbox { pid, stderr: Some(OwnedFd::from(stderr).into()) })
     }
 
-    /// Starts a process that ptrace(2) has stopped before its first instruction, or that ended
-    /// before.
-    fn spawn_traced(self) -> Result<PauseProcess> {
-        let (barrier_reader, mut barrier_writer) = io::pipe()?;
+    /// Starts a process that ptrace(2) has stopped before its first instruction.
+    fn spawn_traced(self) -> Result<Sandbox> {
         let prepare = || {
-            (&barrier_reader).read_exact(&mut [0])?;
-            (self.prepare)()
+            (self.prepare)()?;
+            Ok(ptrace::traceme()?)
         };
-        let mut process = Spawn { prepare: &prepare, ..self }.spawn()?;
-        let options = Options::PTRACE_O_TRACEEXEC
-            | Options::PTRACE_O_TRACESYSGOOD
-            | Options::PTRACE_O_EXITKILL;
-        ptrace::seize(process.pid, options).context("cannot trace")?;
-        barrier_writer.write_all(&[0])?;
-        loop {
-            match process.wait()? {
-                WaitStatus::PtraceEvent(_, _, libc::PTRACE_EVENT_EXEC) => return Ok(process),
-                // With a tracer PID 1 would survive what exec kills it with.
-                WaitStatus::Stopped(_, signal) => ptrace::detach(process.pid, signal)?,
-                _ if process.has_ended() => return Ok(process),
-                status => bail!("unexpected {status:?}"),
-            }
-        }
+        let process = Spawn { prepare: &prepare, ..self }.spawn()?;
+        let stopped = WaitStatus::PtraceEvent(process.pid, Signal::SIGTRAP, 0);
+        let is_stopped = || process.status() == stopped;
+        wait_until("exec has stopped the process", is_stopped)?;
+        let options = Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL;
+        ptrace::setoptions(process.pid, options)?;
+        Ok(process)
     }
 }
 
-/// A process that becomes `/pause`. Dropping it kills it.
-struct PauseProcess {
-    /// PID in the namespace of the helper.
-    pid: Pid,
-    /// Last status from waitpid(2), or nothing if the process is running or asleep.
-    status: Option<WaitStatus>,
-    stderr: PipeReader,
+/// Waits until the process sleeps, or has ended or is stopped for its tracer.
+fn wait_until_asleep_or_changed(process: &Sandbox) -> Result<WaitStatus> {
+    let mut status = WaitStatus::StillAlive;
+    wait_until("the process sleeps, has ended or is stopped", || {
+        status = process.status();
+        status != WaitStatus::StillAlive || is_asleep(process.pid)
+    })?;
+    Ok(status)
 }
 
-impl PauseProcess {
-    /// Whether the process has ended.
-    fn has_ended(&self) -> bool {
-        matches!(self.status, Some(WaitStatus::Exited(..) | WaitStatus::Signaled(..)))
-    }
-
-    /// Sends a signal to the process, unless it is known to have ended.
-    fn signal(&self, signal: Signal) -> Result<()> {
-        // Its PID may belong to another process by now.
-        if self.has_ended() { Ok(()) } else { Ok(kill(self.pid, signal)?) }
-    }
-
-    /// Waits until the process sleeps or has ended.
-    fn wait_until_asleep_or_changed(&mut self) -> Result<()> {
-        wait_until("the process sleeps or has ended", || self.has_changed() || is_asleep(self.pid))
-    }
-
-    /// Executes one instruction of a process that is stopped for its tracer; returns false if it
-    /// sleeps now.
-    fn step(&mut self) -> Result<bool> {
-        ptrace::step(self.pid, None)?;
-        self.wait_until_asleep_or_changed()?;
-        match self.status {
-            None => Ok(false),
-            Some(WaitStatus::Stopped(_, Signal::SIGTRAP)) => Ok(true),
-            status => bail!("unexpected {status:?}"),
-        }
-    }
-
-    /// Waits until the process has ended or is stopped for its tracer.
-    fn wait(&mut self) -> Result<WaitStatus> {
-        wait_until("the process has ended or is stopped", || self.has_changed())?;
-        self.status.context("no status")
-    }
-
-    /// Ends the process by SIGTERM: it has to exit with 0, with nothing on stderr but `stderr`.
-    fn stops(self, stderr: &str) -> Result<()> {
-        self.signal(Signal::SIGTERM)?;
-        let end = self.wait_with_stderr()?;
-        ensure!(end == (Ok(0), stderr.to_owned()), "{end:?}");
-        Ok(())
-    }
-
-    /// Waits until the process has ended and returns how, and its stderr.
-    fn wait_with_stderr(mut self) -> Result<(End, String)> {
-        let end = end_of(self.wait()?)?;
-        let mut stderr = String::new();
-        self.stderr.read_to_string(&mut stderr)?;
-        Ok((end, stderr))
-    }
-
-    /// Whether waitpid(2) has a new status, or will never have one.
-    fn has_changed(&mut self) -> bool {
-        if !self.has_ended() {
-            let status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG));
-            self.status = status.ok().filter(|status| *status != WaitStatus::StillAlive);
-        }
-        self.status.is_some()
-    }
-}
-
-impl Drop for PauseProcess {
-    fn drop(&mut self) {
-        if !self.has_ended() {
-            let _ = kill(self.pid, Signal::SIGKILL);
-            let _ = waitpid(self.pid, None);
-        }
+/// Executes one instruction of a process that is stopped for its tracer; returns false if it sleeps now.
+fn step(process: &Sandbox) -> Result<bool> {
+    ptrace::step(process.pid, None)?;
+    match wait_until_asleep_or_changed(process)? {
+        WaitStatus::StillAlive => Ok(false),
+        WaitStatus::PtraceEvent(_, Signal::SIGTRAP, _) => Ok(true),
+        status => bail!("unexpected {status:?}"),
     }
 }

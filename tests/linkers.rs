@@ -5,35 +5,34 @@ use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor};
 use harness::target::{TARGETS, Target};
 use harness::trial::{Trials, obstacle};
+use std::env;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use which::which;
 
 fn main() -> ExitCode {
     let mut trials = Trials::new();
     for options in OPTIONS {
-        let linker = options.flags.split_once("-fuse-ld=");
-        let missing = linker.and_then(|(_, name)| {
-            let found = which(format!("ld.{name}"));
-            obstacle(found.context("on Debian: apt install binutils lld mold"))
-        });
         let name = options.flags.trim_start_matches("-C").replace(" -C", "+");
-        trials.add(format!("options::{name}"), missing, || {
+        trials.add(format!("options::{name}"), missing("ld.lld", "lld"), || {
             gives(build::project(), options.flags, options.result)
         });
     }
     for version in VERSIONS {
         trials.add(format!("refuses::{version}"), None, || is_refused_by_version(version));
     }
-    for compiler in COMPILERS {
-        let found = which(compiler.name).with_context(|| {
-            format!("on Debian: apt install gcc-{}", compiler.name.trim_end_matches("-gcc"))
+    // Debian 12 has no compiler for loongarch64.
+    for target in TARGETS.iter().filter(|it| !it.is_native() && it.arch != "loongarch64") {
+        let name = target.triple.replace("-unknown", "");
+        let name = name.replace("armv7", "arm").replace("riscv64gc", "riscv64");
+        let compiler = format!("{name}-gcc");
+        let missing = missing(&compiler, &format!("gcc-{name}"))
+            .or(obstacle(build::find_core(target.triple)));
+        trials.add(format!("compiler::{compiler}"), missing, move || {
+            gives_what_ships(&compiler, target)
         });
-        let core = build::find_core(compiler.triple);
-        let missing = obstacle(core).or(obstacle(found));
-        trials.add(format!("compiler::{}", compiler.name), missing, || compiler.gives_what_ships());
     }
     let missing =
         obstacle(build::find_core(MUSL).and_then(|_| build::find_core(TARGETS[0].triple)));
@@ -42,6 +41,11 @@ fn main() -> ExitCode {
         trials.add(format!("link_refuses::{}", change.name), None, || change.is_refused());
     }
     trials.run()
+}
+
+/// Says how to get a program, if it is not there.
+fn missing(program: &str, package: &str) -> Option<String> {
+    obstacle(which(program).with_context(|| format!("on Debian: apt install {package}")))
 }
 
 /// What becomes of a build.
@@ -64,18 +68,21 @@ struct Options {
 const RELOCATION: Outcome = Refused("something needs a relocation or writable memory");
 const PANIC: Outcome = Refused("undefined symbol: something_can_panic");
 
-/// RUSTFLAGS: all that chooses a linker, changes the link, or makes code of another kind.
+/// RUSTFLAGS that choose a linker, change the link, or make code of another kind.
 const OPTIONS: &[Options] = &[
-    Options { flags: "-Clink-arg=-fuse-ld=bfd", result: Same },
-    Options { flags: "-Clink-arg=-fuse-ld=lld", result: Same },
-    Options { flags: "-Clink-arg=-fuse-ld=gold", result: Refused("use lld") },
-    Options { flags: "-Clink-arg=-fuse-ld=mold", result: Refused("use lld") },
+    // GNU ld.
     Options { flags: "-Clinker-features=-lld", result: Same },
-    Options { flags: "-Ctarget-feature=+crt-static", result: Same },
-    Options { flags: "-Clink-arg=-no-pie", result: Same },
-    Options { flags: "-Clink-arg=-Wl,--no-gc-sections", result: Same },
-    Options { flags: "-Cdefault-linker-libraries=yes", result: Same },
-    Options { flags: "-Crelocation-model=pie", result: Same },
+    // The system's lld, and not the toolchain's.
+    Options { flags: "-Clink-arg=-fuse-ld=lld", result: Same },
+    Options {
+        flags: "-Clink-arg=-no-pie -Clink-arg=-Wl,--no-gc-sections -Cdefault-linker-libraries=yes",
+        result: Same,
+    },
+    Options { flags: "-Crelocation-model=pie -Ctarget-feature=+crt-static", result: Same },
+    Options { flags: "-Cdebuginfo=2 -Cstrip=none -Cforce-unwind-tables=yes", result: Same },
+    Options { flags: "-Copt-level=3 -Clto=off", result: Runs },
+    Options { flags: "-Clink-dead-code", result: Runs },
+    Options { flags: "-Clinker-plugin-lto", result: Runs },
     Options { flags: "-Crelocation-model=static", result: Refused("recompile with -fPIC") },
     Options {
         flags: "-Crelocation-model=static -Clinker-features=-lld",
@@ -86,34 +93,34 @@ const OPTIONS: &[Options] = &[
         flags: "-Ccode-model=large -Crelocation-model=static -Clinker-features=-lld",
         result: RELOCATION,
     },
-    Options { flags: "-Copt-level=3", result: Runs },
-    Options { flags: "-Cdebuginfo=2", result: Same },
-    Options { flags: "-Cstrip=none", result: Same },
-    Options { flags: "-Cforce-unwind-tables=yes", result: Same },
-    Options { flags: "-Clink-dead-code", result: Runs },
-    Options { flags: "-Clto=off", result: Runs },
-    Options { flags: "-Clinker-plugin-lto", result: Runs },
 ];
 
-/// Builds `sources` with RUSTFLAGS and compares.
-fn gives(sources: &Path, flags: &str, result: Outcome) -> Result<()> {
+/// Builds the product with RUSTFLAGS in a folder, and returns the path of the file.
+fn build(
+    folder: &Path,
+    flags: &str,
+    configure: impl FnOnce(&mut Command) -> &mut Command,
+) -> Result<PathBuf> {
+    let mut cargo = build::cargo("build");
+    cargo.args(["--release", "--package=pause", "--message-format=json-render-diagnostics"]);
+    cargo.arg("--target-dir").arg(folder);
+    configure(cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.replace(' ', "\x1f")));
+    build::binary_of(cargo)
+}
+
+/// Builds `sources` with RUSTFLAGS and checks what becomes of it.
+fn gives(sources: &Path, flags: &str, outcome: Outcome) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut build = build::cargo("build");
-    build.current_dir(sources).args(["--release", "--package=pause", "--target-dir"]);
-    build.arg(folder.path()).env("CARGO_ENCODED_RUSTFLAGS", flags.replace(' ', "\x1f"));
-    let output = build.output()?;
-    let (status, stderr) = (output.status, String::from_utf8_lossy(&output.stderr));
-    let path = folder.path().join("release/pause");
-    if let Refused(reason) = result {
-        ensure!(!status.success() && stderr.contains(reason), "{status}: {stderr}");
-        ensure!(!path.exists(), "there is a file all the same");
+    let built = build(folder.path(), flags, |cargo| cargo.current_dir(sources));
+    if let Refused(reason) = outcome {
+        let error = built.err().context("it was built")?.to_string();
+        ensure!(error.contains(reason), "{error}");
         return Ok(());
     }
-    ensure!(status.success(), "{status}: {stderr}");
-    let output = Command::new(&path).arg("--version").output()?;
-    let version = format!("pause {}\n", env!("CARGO_PKG_VERSION"));
-    ensure!(output.status.success() && output.stdout == version.as_bytes(), "{output:?}");
-    if let Same = result {
+    let path = built?;
+    let version = build::stdout_of(Command::new(&path).arg("--version"))?;
+    ensure!(version == format!("pause {}\n", env!("CARGO_PKG_VERSION")), "{version}");
+    if let Same = outcome {
         let ships = fs::read(build::build(Flavor::Freestanding)?)?;
         ensure!(fs::read(path)? == ships, "it made another file");
     }
@@ -122,8 +129,10 @@ fn gives(sources: &Path, flags: &str, result: Outcome) -> Result<()> {
 
 /// Linkers that cannot make the file, or not the same everywhere, in their own words.
 const VERSIONS: &[&str] = &[
+    "GNU gold (GNU Binutils for Debian 2.40) 1.16",
     "LLD 13.0.1 (compatible with GNU linkers)",
     "Wild version 0.5.0 (compatible with GNU linkers)",
+    "mold 1.10.1 (compatible with GNU ld)",
     "zig ld 0.15.2",
 ];
 
@@ -137,56 +146,33 @@ fn is_refused_by_version(version: &str) -> Result<()> {
     gives(build::project(), &format!("-Clinker={}", linker.display()), Refused("lld 14 or later"))
 }
 
-/// A compiler of Debian 12 for another architecture. It has none for loongarch64.
-struct Compiler {
-    name: &'static str,
-    triple: &'static str,
-}
-
-const COMPILERS: &[Compiler] = &[
-    Compiler { name: "aarch64-linux-gnu-gcc", triple: "aarch64-unknown-linux-gnu" },
-    Compiler { name: "arm-linux-gnueabihf-gcc", triple: "armv7-unknown-linux-gnueabihf" },
-    Compiler { name: "powerpc64le-linux-gnu-gcc", triple: "powerpc64le-unknown-linux-gnu" },
-    Compiler { name: "riscv64-linux-gnu-gcc", triple: "riscv64gc-unknown-linux-gnu" },
-    Compiler { name: "s390x-linux-gnu-gcc", triple: "s390x-unknown-linux-gnu" },
-];
-
-impl Compiler {
-    /// Builds with it as the linker, and with the toolchain's lld, as on a machine of its architecture.
-    fn gives_what_ships(&self) -> Result<()> {
-        let is_same = |target: &&Target| target.triple == self.triple;
-        let target = TARGETS.iter().find(is_same).context("it is a target")?;
-        let lld = build::sysroot()?.join("lib/rustlib").join(TARGETS[0].triple).join("bin/gcc-ld");
-        let path = std::env::var("PATH")?;
-        let triple = self.triple.to_uppercase().replace('-', "_");
-        let file = built_for(self.triple, self.triple, |build| {
-            build.env(format!("CARGO_TARGET_{triple}_LINKER"), self.name);
-            build.env("PATH", format!("{}:{path}", lld.display()));
-        })?;
-        ensure!(file == fs::read(target.build()?)?, "it made another file");
-        Ok(())
-    }
+/// Builds with a compiler for another architecture as the linker, and with the toolchain's lld, as on a
+/// machine of that architecture.
+fn gives_what_ships(compiler: &str, target: &Target) -> Result<()> {
+    let lld = build::sysroot()?.join("lib/rustlib").join(TARGETS[0].triple).join("bin/gcc-ld");
+    let path = format!("{}:{}", lld.display(), env::var("PATH")?);
+    let rustc = build::find_core(target.triple)?;
+    let folder = tempfile::tempdir()?;
+    let built = build(folder.path(), &format!("-Clinker={compiler}"), |cargo| {
+        cargo.args(["--target", target.triple]).env("RUSTC", rustc).env("PATH", path)
+    })?;
+    ensure!(fs::read(built)? == fs::read(target.build()?)?, "it made another file");
+    Ok(())
 }
 
 const MUSL: &str = "x86_64-unknown-linux-musl";
 
 /// Builds for musl, where rustc adds startup files with another `_start`.
 fn musl_makes_no_difference() -> Result<()> {
-    let [usual, musl] = [TARGETS[0].triple, MUSL].map(|triple| built_for(triple, MUSL, |_| ()));
-    ensure!(musl? == usual?, "it made another file");
+    let rustc = build::find_core(MUSL)?;
+    let build_for = |triple| -> Result<Vec<u8>> {
+        let folder = tempfile::tempdir()?;
+        let target = ["--target", triple];
+        let built = build(folder.path(), "", |cargo| cargo.args(target).env("RUSTC", &rustc))?;
+        Ok(fs::read(built)?)
+    };
+    ensure!(build_for(MUSL)? == build_for(TARGETS[0].triple)?, "it made another file");
     Ok(())
-}
-
-/// Builds for a target by a compiler that has `core` for `core`, and returns the file.
-fn built_for(triple: &str, core: &str, configure: impl FnOnce(&mut Command)) -> Result<Vec<u8>> {
-    let folder = tempfile::tempdir()?;
-    let mut build = build::cargo("build");
-    build.args(["--release", "--package=pause", "--target", triple, "--target-dir"]);
-    build.arg(folder.path()).env("RUSTC", build::find_core(core)?);
-    configure(build.env("CARGO_ENCODED_RUSTFLAGS", ""));
-    let output = build.output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(fs::read(folder.path().join(triple).join("release/pause"))?)
 }
 
 /// A change to src/main.rs with which the program would crash at run time.

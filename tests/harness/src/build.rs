@@ -166,10 +166,12 @@ fn build_command() -> Command {
     command
 }
 
-/// Runs a build and returns the path of the binary.
-fn binary_of(mut build: Command) -> Result<PathBuf> {
-    let build = build.stderr(Stdio::inherit()).output().context("cannot run cargo")?;
-    ensure!(build.status.success(), "cargo cannot build the program, see above: {}", build.status);
+/// Runs a build that prints its messages as JSON, and returns the path of the binary. The error is what
+/// cargo prints.
+pub fn binary_of(mut build: Command) -> Result<PathBuf> {
+    let build = build.output().context("cannot run cargo")?;
+    let errors = String::from_utf8_lossy(&build.stderr);
+    ensure!(build.status.success(), "cargo cannot build the program: {errors}");
     let messages = Deserializer::from_slice(&build.stdout).into_iter::<Value>();
     let messages = messages.collect::<Result<Vec<_>, _>>().context("cannot read from cargo")?;
     let binary = messages.iter().rev().find_map(|message| message["executable"].as_str());

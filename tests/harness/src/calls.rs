@@ -1,7 +1,8 @@
 //! The system calls of the freestanding binary: the one list of them, which the tests compare with
-//! what the binary does, call by call.
+//! what the binary does, call by call. There are two more: close(2) in place of close_range(2), and
+//! exit(2) in place of exit_group(2), where those are refused.
 
-use crate::proc::SLEEPING_CALL;
+use crate::proc::{POLL, SLEEPING_CALL};
 use nix::libc;
 
 /// A system call that the binary makes.
@@ -14,8 +15,6 @@ pub struct Call {
     pub first: Option<i32>,
     /// What happens if the kernel refuses it.
     pub refused: Refused,
-    /// Whether PID 1 does not make it.
-    pub not_pid_1: bool,
 }
 
 /// What the process does after a refused system call.
@@ -45,25 +44,21 @@ const CALLS: &[Call] = &[
     call("close_range", libc::SYS_close_range, None, Continues),
     call("chdir", libc::SYS_chdir, None, Continues),
     call("getpid", libc::SYS_getpid, None, AssumesNotInit),
-    not_pid_1(call("prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, SUBREAPER, Continues)),
-    not_pid_1(call(POLL_NAME, POLL, None, NO_POLL)),
-    not_pid_1(call("write", libc::SYS_write, None, Silent)),
+    call("prctl(PR_SET_CHILD_SUBREAPER)", libc::SYS_prctl, SUBREAPER, Continues),
+    call(POLL_NAME, POLL, None, NO_POLL),
+    call("write", libc::SYS_write, None, Silent),
     call("madvise", libc::SYS_madvise, None, Continues),
     call(SLEEPING_NAME, SLEEPING_CALL, None, CANNOT_SLEEP),
 ];
+
+/// Those that PID 1 does not make.
+const NOT_PID_1: [&str; 3] = ["prctl(PR_SET_CHILD_SUBREAPER)", POLL_NAME, "write"];
 
 const NO_SIGTERM: Refused = Fails("pause: cannot handle SIGTERM\n");
 const NO_SIGINT: Refused = Fails("pause: cannot handle SIGINT\n");
 const NO_SIGCHLD: Refused = Fails("pause: cannot ignore SIGCHLD\n");
 const CANNOT_SLEEP: Refused = Fails("pause: cannot pause\n");
 const SUBREAPER: Option<i32> = Some(libc::PR_SET_CHILD_SUBREAPER);
-/// What looks whether a message can be written. Some architectures have one call for that and to sleep.
-const POLL: i64 = cfg_select! {
-    any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64") => {
-        libc::SYS_ppoll
-    }
-    _ => libc::SYS_poll,
-};
 const POLL_NAME: &str = if POLL == SLEEPING_CALL { "ppoll(stderr)" } else { "poll" };
 const NO_POLL: Refused = if POLL == SLEEPING_CALL { CANNOT_SLEEP } else { Continues };
 const SLEEPING_NAME: &str = if SLEEPING_CALL == libc::SYS_ppoll { "ppoll" } else { "pause" };
@@ -72,25 +67,18 @@ const SLEEPING_NAME: &str = if SLEEPING_CALL == libc::SYS_ppoll { "ppoll" } else
 /// namespace.
 pub const END: [i64; 4] = [libc::SYS_getpid, POLL, libc::SYS_write, libc::SYS_exit_group];
 
+/// The calls with `--version` or `--help`.
+pub const PRINT: [i64; 4] =
+    [libc::SYS_prctl, libc::SYS_rt_sigaction, libc::SYS_write, libc::SYS_exit_group];
+
 /// The calls of PID 1 when it ignores a signal.
 pub const IGNORE: [i64; 3] = [libc::SYS_getpid, libc::SYS_rt_sigreturn, SLEEPING_CALL];
 
 const fn call(name: &'static str, number: i64, first: Option<i32>, refused: Refused) -> Call {
-    Call { name, number, first, refused, not_pid_1: false }
-}
-
-const fn not_pid_1(call: Call) -> Call {
-    Call { not_pid_1: true, ..call }
+    Call { name, number, first, refused }
 }
 
 /// The calls until it sleeps, in their order.
 pub fn until_asleep(is_init: bool) -> impl Iterator<Item = &'static Call> {
-    CALLS.iter().filter(move |call| !(is_init && call.not_pid_1))
-}
-
-/// The numbers of all calls that it ever makes.
-pub fn all() -> impl Iterator<Item = i64> {
-    // In place of close_range(2) and exit_group(2) where they are refused.
-    let others = [libc::SYS_close, libc::SYS_exit];
-    until_asleep(false).map(|call| call.number).chain(END).chain(IGNORE).chain(others)
+    CALLS.iter().filter(move |call| !(is_init && NOT_PID_1.contains(&call.name)))
 }

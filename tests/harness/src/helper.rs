@@ -11,15 +11,12 @@ use nix::libc;
 use nix::sched::{CloneFlags, clone};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Pid, setsid};
-use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use nix::unistd::Pid;
 use std::env;
 use std::ffi::OsString;
 use std::process::{Command, exit};
 
 /// A function that runs in a process of its own. Declared by [`helper!`](crate::helper!).
-#[derive(Debug)]
 pub struct Helper {
     /// Name of the static, with its path.
     pub name: &'static str,
@@ -45,42 +42,27 @@ macro_rules! helper {
     };
 }
 
-impl Serialize for Helper {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.name)
-    }
-}
-
-impl<'de> Deserialize<'de> for &'static Helper {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let name = String::deserialize(deserializer)?;
-        let helper = HELPERS.iter().find(|helper| helper.name == name);
-        helper.ok_or_else(|| D::Error::custom(format!("there is no helper {name}")))
-    }
-}
-
-/// Marks a helper process. The next argument is a [`Start`] in JSON; those of the helper follow.
+/// Marks a helper process. The next arguments are the name of the helper, PID 1 of the sandbox that it
+/// joins or [`HOST`], and the arguments of the helper.
 const FLAG: &str = "--run-helper";
-
-/// What a helper process runs, and where.
-#[derive(Deserialize, Serialize)]
-struct Start {
-    helper: &'static Helper,
-    /// PID 1 of the sandbox that it joins first.
-    sandbox: Option<i32>,
-}
+const HOST: &str = "host";
 
 impl Helper {
+    /// The helper of this program that has this name.
+    pub(crate) fn find(name: &str) -> Result<&'static Self> {
+        let helper = HELPERS.iter().find(|helper| helper.name == name);
+        helper.with_context(|| format!("there is no helper {name}"))
+    }
+
     /// A command that starts this helper on the host. Add its arguments.
-    pub fn command(&'static self) -> Command {
-        self.command_in(None)
+    pub fn command(&self) -> Command {
+        self.command_in(HOST)
     }
 
     /// A command that starts this helper in a sandbox with this PID 1, or on the host.
-    pub(crate) fn command_in(&'static self, sandbox: Option<Pid>) -> Command {
-        let start = Start { helper: self, sandbox: sandbox.map(Pid::as_raw) };
+    pub(crate) fn command_in(&self, sandbox: &str) -> Command {
         let mut command = Command::new("/proc/self/exe");
-        command.arg(FLAG).arg(serde_json::to_string(&start).expect("names and numbers"));
+        command.args([FLAG, self.name, sandbox]);
         command
     }
 }
@@ -89,29 +71,29 @@ impl Helper {
 ///
 /// Call it first in `main`, before there is a second thread.
 pub fn dispatch() {
-    let mut arguments = env::args_os().skip(1);
-    if arguments.next().is_some_and(|first| first == FLAG) {
-        let start = arguments.next().unwrap_or_default();
-        exit_with(run(&start.to_string_lossy(), &arguments.collect::<Vec<_>>()));
+    let arguments: Vec<_> = env::args_os().collect();
+    if let [_, flag, name, sandbox, arguments @ ..] = &*arguments
+        && flag == FLAG
+    {
+        exit_with(run(&name.to_string_lossy(), &sandbox.to_string_lossy(), arguments));
     }
 }
 
-fn run(start: &str, arguments: &[OsString]) -> Result<()> {
-    let Start { helper, sandbox } = serde_json::from_str(start)?;
+fn run(name: &str, sandbox: &str, arguments: &[OsString]) -> Result<()> {
+    let helper = Helper::find(name)?;
     // nohup(1), a shell or another parent may have changed them.
     for number in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM] {
         // SAFETY: no handler is installed.
         unsafe { signal(number, SigHandler::SigDfl)? };
     }
     SigSet::empty().thread_set_mask()?;
-    let Some(pid) = sandbox else { return (helper.run)(arguments).context(helper.name) };
-    join(pid)?;
+    if sandbox == HOST {
+        return (helper.run)(arguments).context(helper.name);
+    }
+    join(sandbox.parse()?)?;
     // Only a child is in the PID namespace that was joined.
     let child = spawn(|| {
         ensure_inside()?;
-        // As in a container. In the session of the tests, the kernel may take them for an orphaned process
-        // group with a stopped member, and send SIGHUP to all of it.
-        setsid()?;
         (helper.run)(arguments).context(helper.name)
     })?;
     match waitpid(child, None)? {
@@ -143,6 +125,6 @@ pub fn spawn_with(
     let run = || exit_with(child.take().expect("it runs once")());
     let mut stack = vec![0; 256 * 1024];
     // SAFETY: a helper process has one thread, so no lock is held in the child, which has more stack
-    // than it needs. If it shares the memory, its parent waits.
+    // than it needs.
     unsafe { clone(Box::new(run), &mut stack, flags, exit_signal) }.context("cannot clone")
 }

@@ -15,11 +15,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(15);
 pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> {
     let start = Instant::now();
     while !reached() {
-        ensure!(
-            start.elapsed() < TIMEOUT,
-            "timed out after {} s waiting until {state}",
-            TIMEOUT.as_secs()
-        );
+        ensure!(start.elapsed() < TIMEOUT, "timed out after {TIMEOUT:?} waiting until {state}");
         // Some tests wait many thousand times, and mostly for less than a millisecond.
         match start.elapsed() < Duration::from_millis(1) {
             true => yield_now(),
@@ -70,15 +66,19 @@ pub fn is_asleep(pid: Pid) -> bool {
 /// Flag of a process that exits: include/linux/sched.h of the kernel.
 const PF_EXITING: u32 = 4;
 
-/// The call that pause sleeps in on this machine.
-pub const SLEEPING_CALL: i64 = cfg_select! {
+// Some architectures have one call for both.
+const CALLS: [i64; 2] = cfg_select! {
     any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64") => {
-        libc::SYS_ppoll
+        [libc::SYS_ppoll, libc::SYS_ppoll]
     }
-    _ => libc::SYS_pause,
+    _ => [libc::SYS_pause, libc::SYS_poll],
 };
+/// The call that pause sleeps in.
+pub const SLEEPING_CALL: i64 = CALLS[0];
+/// The call by which pause looks whether a message can be written.
+pub const POLL: i64 = CALLS[1];
 
-/// That call, and those that an emulator sleeps in for it.
+/// The call that pause sleeps in, and those that an emulator sleeps in for it.
 const SLEEPING_CALLS: [i64; 3] = [SLEEPING_CALL, libc::SYS_ppoll, libc::SYS_rt_sigsuspend];
 
 /// The children of a process, zombies among them.

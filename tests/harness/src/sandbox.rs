@@ -2,44 +2,38 @@
 //! alone in a new root file system. Needs no engine, and no root where the kernel lets ordinary users
 //! make user namespaces.
 //!
-//! Three processes start it, which follow each other in this file: [`Setup::start`] sends the setup to
-//! a helper process, `launcher` makes the namespaces and clones, and `become_pause` makes the root
-//! file system, changes the user and becomes `/pause`.
+//! Three processes start it, which follow each other in this file: [`Setup::start`] starts a helper
+//! process, `launcher` makes the namespaces and clones, and `become_pause` makes the root file system,
+//! changes the user and becomes `/pause`.
 
 use crate::build::{Flavor, build};
 use crate::helper;
 use crate::helper::{Helper, spawn_with};
-use crate::proc::{TIMEOUT, is_asleep, state, wait_until};
+use crate::proc::{is_asleep, state, wait_until};
 use anyhow::{Context, Result, bail, ensure};
-use nix::errno::Errno;
-use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{
-    Gid, Pid, Uid, chdir, dup2_stderr, dup2_stdin, dup2_stdout, execv, getegid, geteuid,
-    pivot_root, setgid, setgroups, setuid,
+    Gid, Pid, Uid, chdir, dup2_stdin, execv, getegid, geteuid, pivot_root, setgid, setgroups,
+    setuid,
 };
 use rustix::process::{PidfdFlags, pidfd_open};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
-use std::env::temp_dir;
+use std::env;
 use std::ffi::{CStr, CString, OsString};
 use std::fs::{self, File, Permissions};
-use std::io::{self, Read, Write};
-use std::mem::zeroed;
-use std::net::Shutdown;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::os::unix::net::UnixStream;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, Command, Output, Stdio};
 use std::sync::{Arc, OnceLock};
-use std::thread;
 
 /// User and group of the image.
 pub const USER: u32 = 65535;
@@ -66,12 +60,12 @@ pub struct Setup {
     /// Whether to show the machine's shared libraries inside, for a program that needs them.
     pub libraries: bool,
     /// Arguments of `/pause`.
+    #[serde(skip)]
     pub arguments: Vec<OsString>,
-    /// Whether PID 1 is not `/pause` but a process that does nothing. What is said here of PID 1 then
-    /// holds for `/pause`.
+    /// Whether the sandbox is in the PID namespace of the machine, as with `--pid=host`.
     pub not_pid_1: bool,
-    /// What PID 1 runs before it becomes `/pause`.
-    pub preparation: Option<&'static Helper>,
+    /// Name of the helper that runs in the process before it becomes `/pause`.
+    pub preparation: Option<String>,
     /// Stdout of `/pause`, which is /dev/null by default.
     #[serde(skip)]
     pub stdout: Option<Arc<OwnedFd>>,
@@ -79,9 +73,6 @@ pub struct Setup {
     #[serde(skip)]
     pub stderr: Option<Arc<OwnedFd>>,
 }
-
-/// What the processes that start a sandbox report: the PID of one that was cloned, or an error.
-type Report = Result<i32, String>;
 
 impl Setup {
     /// A sandbox for `program`, with all defaults.
@@ -95,89 +86,68 @@ impl Setup {
     }
 
     /// Starts the sandbox and waits until `/pause` sleeps in it.
-    pub fn asleep(self) -> Result<Sandbox> {
+    pub fn asleep(&self) -> Result<Sandbox> {
         let sandbox = self.start()?;
         sandbox.wait_until_asleep()?;
         Ok(sandbox)
     }
 
-    /// Starts the sandbox. Its PID 1 is `/pause` when this returns.
-    pub fn start(self) -> Result<Sandbox> {
-        let (mut near, far) = UnixStream::pair()?;
-        near.set_read_timeout(Some(TIMEOUT))?;
-        let setup = serde_json::to_vec(&self)?;
+    /// Starts the sandbox. Its process is `/pause` when this returns.
+    pub fn start(&self) -> Result<Sandbox> {
+        let (reader, writer) = io::pipe()?;
+        let copy = |fd: &Arc<OwnedFd>| fd.try_clone().map(Stdio::from);
         let mut launcher = LAUNCHER
             .command()
-            .stdin(OwnedFd::from(far))
-            .stdout(self.stdout.map_or(Ok(Stdio::null()), |fd| fd.try_clone().map(Stdio::from))?)
-            .stderr(self.stderr.map_or(Ok(Stdio::piped()), |fd| fd.try_clone().map(Stdio::from))?)
+            .arg(serde_json::to_string(self)?)
+            .args(&self.arguments)
+            .stdin(writer)
+            .stdout(self.stdout.as_ref().map_or(Ok(Stdio::null()), copy)?)
+            .stderr(self.stderr.as_ref().map_or(Ok(Stdio::piped()), copy)?)
             // Ctrl-C on a terminal is for whoever started the sandbox, and not for what is inside.
             .process_group(0)
             .spawn()
             .context("cannot start the sandbox's launcher")?;
-        let mut text = String::new();
-        let exchanged = near
-            .write_all(&setup)
-            .and_then(|()| near.shutdown(Shutdown::Write))
-            // This ends when the launcher has ended, and PID 1 has become `/pause`.
-            .and_then(|()| near.read_to_string(&mut text));
-        launcher.kill()?;
+        let mut report = String::new();
+        // What /pause inherits may hold the pipe open, so that it has no end.
+        BufReader::new(reader).read_line(&mut report)?;
         launcher.wait()?;
-        let (mut processes, mut errors) = (Vec::new(), Vec::new());
-        for line in text.lines() {
-            match serde_json::from_str::<Report>(line)? {
-                Ok(pid) => processes.push(Pid::from_raw(pid)),
-                Err(error) => errors.push(error),
-            }
-        }
-        let error = || format!("cannot start a sandbox: {}", errors.join("; "));
-        let pid = *processes.last().with_context(error)?;
-        let sandbox = Sandbox { pid, processes, stderr: launcher.stderr.take() };
-        exchanged.context("PID 1 did not start in time")?;
-        ensure!(errors.is_empty(), error());
-        Ok(sandbox)
+        let report = report.trim_end();
+        let Ok(pid) = report.parse() else { bail!("cannot start a sandbox: {report}") };
+        Ok(Sandbox { pid: Pid::from_raw(pid), stderr: launcher.stderr.take() })
     }
 }
 
 /// Checks that sandboxes can be made here; otherwise the error says what to do.
 pub fn is_available() -> Result<()> {
-    let this = Setup::new(Path::new("/proc/self/exe"));
+    let this = Setup::new(&env::current_exe()?);
     Setup { libraries: true, arguments: vec!["--help".into()], ..this }.start().map(drop)
 }
 
 helper!(LAUNCHER = launcher);
 
-/// Reads a [`Setup`] from its stdin, a socket, and writes a line for each [`Report`] to it.
-fn launcher(_: &[OsString]) -> Result<()> {
-    let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+/// Gets a [`Setup`] as its arguments, and writes a line to its stdin, a pipe: the PID of the process
+/// that has become `/pause`, or an error.
+fn launcher(arguments: &[OsString]) -> Result<()> {
+    let [setup, arguments @ ..] = arguments else { bail!("takes a setup") };
+    let setup = serde_json::from_slice(setup.as_bytes())?;
+    let setup = Setup { arguments: arguments.to_vec(), ..setup };
+    let mut report = File::from(io::stdin().as_fd().try_clone_to_owned()?);
     dup2_stdin(File::open("/dev/null")?)?;
-    let mut setup = Vec::new();
-    socket.read_to_end(&mut setup)?;
-    let setup = serde_json::from_slice(&setup)?;
-    launch(&setup, &socket).or_else(|error| report(&socket, Err(format!("{error:#}"))))
-}
-
-/// Writes a report, in one piece.
-fn report(mut socket: &UnixStream, report: Report) -> Result<()> {
-    let line = serde_json::to_string(&report)? + "\n";
-    socket.write_all(line.as_bytes()).context("cannot report")
-}
-
-/// Makes the namespaces and starts PID 1 in them.
-fn launch(setup: &Setup, socket: &UnixStream) -> Result<()> {
-    enter_namespaces()?;
-    let clone = |process: &dyn Fn() -> Result<()>| {
-        // A child of the process that started the launcher, which waits for it.
-        let pid = spawn_with(CloneFlags::CLONE_PARENT, None, process)?;
-        report(socket, Ok(pid.as_raw()))
+    let launch = || {
+        enter_namespaces(&setup)?;
+        // The process that started the launcher gets the child, to wait for it. The launcher goes on when
+        // the child has become `/pause` or has ended.
+        let flags = CloneFlags::CLONE_PARENT | CloneFlags::CLONE_VFORK;
+        spawn_with(flags, None, || {
+            let Err(error) = become_pause(&setup);
+            Ok(writeln!(&report, "{error:#}")?)
+        })
     };
-    if setup.not_pid_1 {
-        clone(&idle)?;
+    match launch() {
+        Ok(pid) => writeln!(report, "{pid}")?,
+        Err(error) => writeln!(report, "{error:#}")?,
     }
-    clone(&|| {
-        let Err(error) = become_pause(setup);
-        report(socket, Err(format!("{error:#}")))
-    })
+    Ok(())
 }
 
 /// The namespaces of a sandbox. Root needs no user namespace.
@@ -191,9 +161,10 @@ fn namespaces() -> CloneFlags {
 }
 
 /// Moves this process to new namespaces, its children to a new PID namespace.
-fn enter_namespaces() -> Result<()> {
+fn enter_namespaces(setup: &Setup) -> Result<()> {
     let (uid, gid) = (geteuid(), getegid());
-    unshare(namespaces()).context(
+    let left_out = if setup.not_pid_1 { CloneFlags::CLONE_NEWPID } else { CloneFlags::empty() };
+    unshare(namespaces() - left_out).context(
         "the kernel does not let this user make namespaces; become root, or allow it: \
          sysctl user.max_user_namespaces=15000 kernel.unprivileged_userns_clone=1 \
          kernel.apparmor_restrict_unprivileged_userns=0 (those that this kernel has)",
@@ -206,25 +177,6 @@ fn enter_namespaces() -> Result<()> {
     Ok(())
 }
 
-/// Does nothing, as PID 1.
-fn idle() -> Result<()> {
-    set_pdeathsig(Signal::SIGKILL)?;
-    dup2_stdout(io::stdin())?;
-    dup2_stderr(io::stdin())?;
-    close_descriptors()?;
-    loop {
-        thread::park();
-    }
-}
-
-/// Closes all descriptors but the standard streams. The process that started a sandbox waits until the
-/// last copy of its socket is closed.
-pub fn close_descriptors() -> Result<()> {
-    // SAFETY: this is for processes that do nothing more with what they inherited.
-    Errno::result(unsafe { libc::close_range(3, libc::c_uint::MAX, 0) })?;
-    Ok(())
-}
-
 /// Becomes `/pause`, in a root file system of its own and as the user of the sandbox.
 fn become_pause(setup: &Setup) -> Result<Infallible> {
     enter_root_file_system(setup)?;
@@ -234,17 +186,17 @@ fn become_pause(setup: &Setup) -> Result<Infallible> {
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl)? };
     // The sandbox ends with the process that started it. (A change of user would undo this.)
     set_pdeathsig(Signal::SIGKILL)?;
-    if let Some(helper) = setup.preparation {
-        (helper.run)(&[]).context(helper.name)?;
+    if let Some(name) = &setup.preparation {
+        (Helper::find(name)?.run)(&[]).context(name.clone())?;
     }
-    let mut words = vec![CString::from(c"/pause")];
+    let mut words = vec![c"/pause".to_owned()];
     for argument in &setup.arguments {
-        words.push(CString::new(argument.clone().into_vec())?);
+        words.push(CString::new(argument.as_bytes())?);
     }
     if setup.emulator.is_some() {
         words.insert(0, EMULATOR.into());
     }
-    execv(&words[0].clone(), &words).context("cannot start /pause")
+    execv(&words[0], &words).context("cannot start /pause")
 }
 
 /// Path of the emulator, if there is one. The kernel takes a process's name from the file's.
@@ -253,65 +205,40 @@ const EMULATOR: &CStr = c"/emulator/pause";
 /// Makes a root with `/pause` and `/proc` in it, moves there, and unmounts the machine's.
 fn enter_root_file_system(setup: &Setup) -> Result<()> {
     let none = None::<&str>;
-    let read =
-        |path: &PathBuf| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let program = read(&setup.program)?;
-    let emulator = setup.emulator.as_ref().map(read).transpose()?;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .context("cannot make the mounts private")?;
-    let root = temp_dir();
-    mount(none, &root, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
-        .with_context(|| format!("cannot mount a tmpfs on {}", root.display()))?;
-    chdir(&root)?;
+    // Nothing that is needed here lies in /sys, which the new root hides for a while.
+    mount(none, "/sys", Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+        .context("cannot mount a tmpfs")?;
+    chdir("/sys")?;
     fs::create_dir("emulator")?;
-    for (name, bytes) in [("pause", Some(program)), ("emulator/pause", emulator)] {
-        if let Some(bytes) = bytes {
-            fs::write(name, bytes)?;
-            fs::set_permissions(name, Permissions::from_mode(0o755))?;
-        }
+    for (name, path) in
+        [("pause", Some(&setup.program)), ("emulator/pause", setup.emulator.as_ref())]
+    {
+        let Some(path) = path else { continue };
+        fs::copy(path, name).with_context(|| format!("cannot copy {}", path.display()))?;
+        fs::set_permissions(name, Permissions::from_mode(0o755))?;
     }
-    fs::create_dir("proc")?;
-    mount(none, "proc", Some("proc"), MsFlags::empty(), none).context(
-        "cannot mount /proc; inside a container the engine must not mask parts of it \
-         (docker run --security-opt systempaths=unconfined)",
-    )?;
-    if setup.libraries {
-        bind_libraries()?;
+    if !setup.not_pid_1 {
+        fs::create_dir("proc")?;
+        mount(none, "proc", Some("proc"), MsFlags::empty(), none).context(
+            "cannot mount /proc; inside a container the engine must not mask parts of it \
+             (docker run --security-opt systempaths=unconfined)",
+        )?;
+    }
+    let libraries =
+        ["lib", "lib32", "lib64", "usr", "nix", "gnu"].map(|name| (name, setup.libraries));
+    for (name, is_shown) in libraries.into_iter().chain([("proc", setup.not_pid_1)]) {
+        let original = Path::new("/").join(name);
+        if is_shown && original.is_dir() {
+            fs::create_dir(name)?;
+            mount(Some(&original), name, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)
+                .with_context(|| format!("cannot bind {}", original.display()))?;
+        }
     }
     pivot_root(".", ".").context("cannot change the root")?;
     umount2(".", MntFlags::MNT_DETACH).context("cannot unmount the machine's root")?;
     Ok(chdir("/")?)
-}
-
-/// Makes the machine's shared libraries visible below the current directory, wherever it has them.
-fn bind_libraries() -> Result<()> {
-    for name in ["lib", "lib32", "lib64", "usr", "nix", "gnu"] {
-        let original = Path::new("/").join(name);
-        if let Ok(target) = fs::read_link(&original) {
-            symlink(target, name)?;
-        } else if original.is_dir() {
-            fs::create_dir(name)?;
-            let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
-            mount(Some(&original), name, None::<&str>, flags, None::<&str>)
-                .and_then(|()| make_read_only(name))
-                .with_context(|| format!("cannot bind {}", original.display()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Makes a mount and all that are below it read-only, in this mount namespace alone.
-fn make_read_only(directory: &str) -> nix::Result<()> {
-    let path = CString::new(directory).expect("the name has no NUL");
-    // SAFETY: all fields are numbers.
-    let mut attributes: libc::mount_attr = unsafe { zeroed() };
-    attributes.attr_set = libc::MOUNT_ATTR_RDONLY;
-    let (flags, size) = (libc::AT_RECURSIVE, size_of_val(&attributes));
-    let (call, attributes) = (libc::SYS_mount_setattr, &raw const attributes);
-    // SAFETY: both pointers are valid during the call, which only reads from them.
-    let result =
-        unsafe { libc::syscall(call, libc::AT_FDCWD, path.as_ptr(), flags, attributes, size) };
-    Errno::result(result).map(drop)
 }
 
 /// Becomes a user. (In a sandbox of an ordinary user, there is only that of the image.)
@@ -324,22 +251,19 @@ pub fn become_user(user: u32) -> Result<()> {
     Ok(())
 }
 
-/// A running sandbox. Dropping it kills PID 1, and with it every process inside.
+/// A running sandbox. Dropping it kills `/pause`, and with PID 1 every process inside.
 pub struct Sandbox {
-    /// PID of its PID 1 in this PID namespace. No other process gets it: PID 1 is a child of this
-    /// process, which only [`Sandbox::wait`] and the end of this value wait for.
+    /// PID of `/pause` in this PID namespace. No other process gets it: `/pause` is a child of this
+    /// process, which only the end of this value reaps.
     pub pid: Pid,
-    /// The children to kill and to wait for, the last one first.
-    processes: Vec<Pid>,
-    stderr: Option<ChildStderr>,
+    /// Its stderr, if that is a pipe.
+    pub stderr: Option<ChildStderr>,
 }
 
 impl Drop for Sandbox {
     fn drop(&mut self) {
-        for &pid in self.processes.iter().rev() {
-            let _ = kill(pid, Signal::SIGKILL);
-            let _ = waitpid(pid, None);
-        }
+        let _ = kill(self.pid, Signal::SIGKILL);
+        let _ = waitpid(self.pid, None);
     }
 }
 
@@ -352,37 +276,41 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Sends a signal to PID 1, from outside.
+    /// Sends a signal to `/pause`, from outside.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(self.pid, signal)?)
     }
 
-    /// Waits until PID 1 has ended, and returns how, and its stderr.
-    pub fn wait(mut self) -> Result<(End, Vec<u8>)> {
-        let mut status = WaitStatus::StillAlive;
-        wait_until("PID 1 has ended", || {
-            status = waitpid(self.pid, Some(WaitPidFlag::WNOHANG)).expect("PID 1 is a child");
-            status != WaitStatus::StillAlive
-        })?;
-        self.processes.pop();
-        let end = end_of(status)?;
-        let mut text = Vec::new();
-        if let Some(mut stderr) = self.stderr.take() {
-            stderr.read_to_end(&mut text)?;
+    /// Waits until `/pause` has ended, and returns how, and its stderr.
+    pub fn wait(mut self) -> Result<(End, String)> {
+        wait_until("/pause has ended", || self.status() != WaitStatus::StillAlive)?;
+        let mut text = String::new();
+        if let Some(stderr) = &mut self.stderr {
+            stderr.read_to_string(&mut text)?;
         }
-        Ok((end, text))
+        match self.status() {
+            WaitStatus::Exited(_, code) => Ok((Ok(code), text)),
+            WaitStatus::Signaled(_, signal, _) => Ok((Err(signal), text)),
+            status => bail!("unexpected {status:?}"),
+        }
     }
 
-    /// Sends a signal to PID 1, which has to exit with 0, with nothing on stderr but `message`.
+    /// Whether `/pause` has ended or is stopped for its tracer, without a change to that.
+    pub fn status(&self) -> WaitStatus {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WSTOPPED;
+        let flags = flags | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(self.pid), flags).expect("/pause is a child")
+    }
+
+    /// Sends a signal to `/pause`, which has to exit with 0, with nothing on stderr but `message`.
     pub fn stops(self, signal: Signal, message: &str) -> Result<()> {
         self.signal(signal)?;
         self.ends(0, message)
     }
 
-    /// Waits until PID 1 has ended: with this exit code, and nothing on stderr but `message`.
+    /// Waits until `/pause` has ended: with this exit code, and nothing on stderr but `message`.
     pub fn ends(self, code: i32, message: &str) -> Result<()> {
         let (end, stderr) = self.wait()?;
-        let stderr = String::from_utf8_lossy(&stderr);
         ensure!(end == Ok(code) && stderr == message, "{end:?}, stderr: {stderr:?}");
         Ok(())
     }
@@ -390,7 +318,7 @@ impl Sandbox {
     /// A command that runs `helper` inside, as a container of the pod: in all namespaces of the
     /// sandbox, with every capability over them. Add its arguments; its stdin is /dev/null.
     pub fn command(&self, helper: &'static Helper) -> Command {
-        let mut command = helper.command_in(Some(self.pid));
+        let mut command = helper.command_in(&self.pid.to_string());
         command.stdin(Stdio::null());
         command
     }
@@ -401,15 +329,6 @@ impl Sandbox {
         let stderr = String::from_utf8_lossy(&stderr);
         ensure!(status.success(), "{} inside: {status}: {stderr}", helper.name);
         Ok(String::from_utf8_lossy(&stdout).into_owned())
-    }
-}
-
-/// How a process has ended, from its status.
-pub fn end_of(status: WaitStatus) -> Result<End> {
-    match status {
-        WaitStatus::Exited(_, code) => Ok(Ok(code)),
-        WaitStatus::Signaled(_, signal, _) => Ok(Err(signal)),
-        status => bail!("unexpected {status:?}"),
     }
 }
 
