@@ -26,6 +26,7 @@ use std::mem::zeroed;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
+use std::ptr::null_mut;
 use std::{fs, thread};
 
 /// A way to attack a process.
@@ -47,8 +48,10 @@ enum Outcome {
     Dropped,
     /// PID 1 is woken and sleeps again.
     Ignored,
+    /// PID 1 exits with 0.
+    Exits,
 }
-use Outcome::{Denied, Dropped, Ignored};
+use Outcome::{Denied, Dropped, Exits, Ignored};
 
 const ATTACKS: &[Attack] = &[
     Attack { name: "proc_root", run: list_root, outcome: Denied },
@@ -56,6 +59,7 @@ const ATTACKS: &[Attack] = &[
     Attack { name: "sigqueue", run: queue_each_code, outcome: Ignored },
     Attack { name: "sigio", run: send_sigio, outcome: Ignored },
     Attack { name: "other_signals", run: send_others, outcome: Dropped },
+    Attack { name: "lost_siginfo", run: lose_siginfo, outcome: Exits },
 ];
 
 /// Who attacks: PID 1's user without capabilities; root with Docker's default capabilities; or PID 1's
@@ -103,7 +107,12 @@ fn main() -> Result<ExitCode> {
 fn check(setup: Setup, attack: &Attack, attacker: &str) -> Result<()> {
     let sandbox = setup.asleep()?;
     let before = activity(sandbox.pid)?;
-    let printed = sandbox.run(&ATTACKER, &[attack.name, attacker])?;
+    let printed = sandbox.run(&ATTACKER, &[attack.name, attacker]);
+    if attack.outcome == Exits {
+        // The attacker is killed together with PID 1.
+        return sandbox.ends(0, STOPPED);
+    }
+    let printed = printed?;
     ensure!((printed == DENIED) == (attack.outcome == Denied), "it prints {printed:?}");
     sandbox.wait_until_asleep()?;
     let was_woken = activity(sandbox.pid)?.voluntary_switches != before.voluntary_switches;
@@ -114,9 +123,7 @@ fn check(setup: Setup, attack: &Attack, attacker: &str) -> Result<()> {
 /// The kernel gives the signals of tgkill another code than those of kill.
 fn obeys_tgkill_from_outside(setup: Setup) -> Result<()> {
     let sandbox = setup.asleep()?;
-    let pid = sandbox.pid.as_raw();
-    // SAFETY: the arguments are numbers.
-    Errno::result(unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, libc::SIGTERM) })?;
+    tgkill(sandbox.pid)?;
     sandbox.ends(0, STOPPED)
 }
 
@@ -158,7 +165,7 @@ fn become_attacker(attacker: &OsString, attack: &Attack) -> Result<()> {
         let capabilities = caps::read(None, set)?;
         caps::set(None, set, &capabilities.intersection(&kept).copied().collect())?;
     }
-    if attack.outcome == Denied {
+    if [Denied, Exits].contains(&attack.outcome) {
         // The kernel allows it to the user of the process alone. Root may become that user, by CAP_SETUID and
         // CAP_SETGID, and loses all capabilities then.
         become_user(USER)?;
@@ -190,6 +197,14 @@ fn list_root(pid: Pid) -> io::Result<()> {
 fn send(pid: Pid, signal: c_int) -> io::Result<()> {
     // SAFETY: the arguments are numbers. (nix has no real-time signals.)
     Ok(Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)?)
+}
+
+/// Sends SIGTERM by tgkill(2).
+fn tgkill(pid: Pid) -> io::Result<()> {
+    let pid = pid.as_raw();
+    // SAFETY: the arguments are numbers.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, pid, pid, libc::SIGTERM) };
+    Ok(Errno::result(sent).map(drop)?)
 }
 
 fn terminate(pid: Pid) -> io::Result<()> {
@@ -238,4 +253,14 @@ fn send_sigio(pid: Pid) -> io::Result<()> {
         WaitStatus::Exited(_, 0) => Ok(()),
         status => Err(io::Error::other(format!("the writer ended: {status:?}"))),
     }
+}
+
+/// Makes the kernel drop the siginfo of a SIGTERM, because no signal may be queued for the process.
+fn lose_siginfo(pid: Pid) -> io::Result<()> {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call reads a limit and writes none.
+    Errno::result(unsafe {
+        libc::prlimit(pid.as_raw(), libc::RLIMIT_SIGPENDING, &none, null_mut())
+    })?;
+    tgkill(pid)
 }
