@@ -10,7 +10,10 @@ use anyhow::{Context, Result, ensure};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::{Helper, spawn, spawn_with};
-use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES, abandon};
+use harness::orphans::{
+    CLONED_ORPHANS, ORPHANS, SIMULTANEOUS_ORPHANS, STOPPED_ORPHANS, THREADED_ORPHANS,
+    TRACED_ORPHANS, ZOMBIES, abandon,
+};
 use harness::proc::{activity, anonymous, children, is_asleep, state, wait_until};
 use harness::sandbox::{self, IGNORED, STOPPED, Sandbox, Setup, WARNING};
 use harness::seccomp::refuse;
@@ -67,6 +70,9 @@ const VARIED: &[ContractTest] = &[
     test("simultaneous_exits_are_reaped", |it| survives(it, &SIMULTANEOUS_ORPHANS, "500")),
     test("zombies_are_reaped_on_reparenting", |it| survives(it, &ZOMBIES, "500")),
     test("orphans_with_threads_are_reaped", |it| survives(it, &THREADED_ORPHANS, "100")),
+    test("traced_orphans_are_reaped", |it| survives(it, &TRACED_ORPHANS, "200")),
+    test("orphans_of_any_clone_are_reaped", |it| survives(it, &CLONED_ORPHANS, "300")),
+    test("stopped_orphans_are_reaped", |it| survives(it, &STOPPED_ORPHANS, "200")),
     test("children_that_died_before_exec_are_reaped", |it| inherits(it, &LEAVE_DEAD_CHILDREN)),
     test("inherited_dispositions_are_replaced", |it| inherits(it, &IGNORE_SIGNALS)),
     test("inherited_signal_mask_is_cleared", |it| inherits(it, &BLOCK_SIGNALS)),

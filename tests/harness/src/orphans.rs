@@ -3,12 +3,16 @@
 //! checks that no zombie is left.
 
 use crate::helper;
-use crate::helper::spawn;
-use crate::proc::state;
+use crate::helper::{spawn, spawn_with};
+use crate::proc::{children, state, wait_until};
+use crate::sandbox::ensure_inside;
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
+use nix::sched::CloneFlags;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
-use nix::unistd::{Pid, getppid};
+use nix::unistd::{Pid, getppid, pause};
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
 use std::thread;
@@ -29,6 +33,21 @@ helper!(
     /// Orphans with threads, whose first thread ends before the others do.
     pub THREADED_ORPHANS = |arguments| one_by_one(arguments, end_first_thread)
 );
+helper!(
+    /// Orphans that are traced when they exit: of three one is killed, one is detached first, and one
+    /// is left by a tracer that exits before it.
+    pub TRACED_ORPHANS = traced_orphans
+);
+helper!(
+    /// Orphans that were created with another exit signal than SIGCHLD, with none, or by vfork: those
+    /// share the memory of a parent that was killed while it waited for them.
+    pub CLONED_ORPHANS = cloned_orphans
+);
+helper!(
+    /// Orphans that are stopped when they are adopted, and continued.
+    pub STOPPED_ORPHANS = stopped_orphans
+);
+
 /// Leaves behind an orphan that runs `orphan` as soon as PID 1 has adopted it.
 pub fn abandon(orphan: impl FnOnce() -> Result<()>) -> Result<()> {
     let parent = spawn(|| {
@@ -41,9 +60,27 @@ pub fn abandon(orphan: impl FnOnce() -> Result<()>) -> Result<()> {
         })
         .map(drop)
     })?;
-    let status = waitpid(parent, None)?;
-    ensure!(status == WaitStatus::Exited(parent, 0), "{status:?}");
+    succeeds(parent)
+}
+
+/// Waits for a child, which has to exit with 0.
+fn succeeds(child: Pid) -> Result<()> {
+    let status = waitpid(child, None)?;
+    ensure!(status == WaitStatus::Exited(child, 0), "{status:?}");
     Ok(())
+}
+
+/// Sleeps until a signal ends it.
+fn sleep_on() -> Result<()> {
+    loop {
+        pause();
+    }
+}
+
+/// Sends a signal to every process of the PID namespace but PID 1 and this one.
+fn signal_all(signal: Signal) -> Result<()> {
+    ensure_inside()?;
+    Ok(kill(Pid::from_raw(-1), signal)?)
 }
 
 /// Parses the only argument of a helper, a number.
@@ -107,4 +144,56 @@ fn zombies(arguments: &[OsString]) -> Result<()> {
         waitpid(parent, None)?;
     }
     Ok(())
+}
+
+fn traced_orphans(arguments: &[OsString]) -> Result<()> {
+    ensure_inside()?;
+    for _ in 0..number(arguments)? {
+        abandon(sleep_on)?;
+    }
+    let tracer = spawn(|| {
+        for (index, orphan) in children(Pid::from_raw(1)).into_iter().enumerate() {
+            ptrace::seize(orphan, Options::empty())?;
+            if index % 3 == 0 {
+                kill(orphan, Signal::SIGKILL)?;
+                continue;
+            }
+            kill(orphan, Signal::SIGTERM)?;
+            waitpid(orphan, None)?;
+            if index % 3 == 1 {
+                ptrace::detach(orphan, Signal::SIGTERM)?;
+            }
+        }
+        Ok(())
+    })?;
+    succeeds(tracer)?;
+    signal_all(Signal::SIGKILL)
+}
+
+fn cloned_orphans(arguments: &[OsString]) -> Result<()> {
+    let vfork = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+    let nothing = CloneFlags::empty();
+    let ways = [(nothing, Some(libc::SIGUSR1)), (nothing, None), (vfork, Some(libc::SIGCHLD))];
+    for (flags, signal) in ways.into_iter().cycle().take(number(arguments)?) {
+        let parent = spawn(|| {
+            spawn_with(flags, signal, sleep_on)?;
+            sleep_on()
+        })?;
+        wait_until("there is a child", || !children(parent).is_empty())?;
+        kill(parent, Signal::SIGKILL)?;
+        waitpid(parent, None)?;
+    }
+    signal_all(Signal::SIGKILL)
+}
+
+fn stopped_orphans(arguments: &[OsString]) -> Result<()> {
+    for _ in 0..number(arguments)? {
+        let parent = spawn(|| {
+            let child = spawn(|| Ok(raise(Signal::SIGSTOP)?))?;
+            waitid(Id::Pid(child), WaitPidFlag::WSTOPPED)?;
+            Ok(())
+        })?;
+        succeeds(parent)?;
+    }
+    signal_all(Signal::SIGCONT)
 }
