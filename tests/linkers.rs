@@ -16,7 +16,8 @@ fn main() -> ExitCode {
     let mut trials = Trials::new();
     for options in OPTIONS {
         let name = options.flags.trim_start_matches("-C").replace(" -C", "+");
-        trials.add(format!("options::{name}"), missing("ld.lld", "lld"), || {
+        let linker = options.flags.rsplit_once("-fuse-ld=").map_or("lld", |(_, linker)| linker);
+        trials.add(format!("options::{name}"), missing(&format!("ld.{linker}"), linker), || {
             gives(build::project(), options.flags, options.result)
         });
     }
@@ -74,6 +75,7 @@ const OPTIONS: &[Options] = &[
     Options { flags: "-Clinker-features=-lld", result: Same },
     // The system's lld, and not the toolchain's.
     Options { flags: "-Clink-arg=-fuse-ld=lld", result: Same },
+    Options { flags: "-Clink-arg=-fuse-ld=mold", result: Refused("use lld") },
     Options {
         flags: "-Clink-arg=-no-pie -Clink-arg=-Wl,--no-gc-sections -Cdefault-linker-libraries=yes",
         result: Same,
