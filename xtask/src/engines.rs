@@ -46,6 +46,9 @@ pub fn run(args: &Args) -> Result<()> {
     let is_there = fs::read_to_string(&document)?.contains(&format!("<!-- {section} -->"));
     ensure!(!args.report || is_there, "{} has no section <!-- {section} -->", document.display());
 
+    let git = ["show", "--no-patch", "--format=Commit %h of %cs"];
+    let commit = || build::stdout_of(Command::new("git").args(git));
+    let commit = args.report.then(commit).transpose()?;
     let newer = if args.release == "bookworm" { "" } else { NEWER_PACKAGES };
     let packages = PACKAGES.split(' ').chain(newer.split_whitespace()).collect::<Vec<_>>();
     let mut debian = Debian::make(&args.release, &packages)?;
@@ -67,10 +70,8 @@ pub fn run(args: &Args) -> Result<()> {
         false => debian.run(&command)?,
         true => debian.run_in_vm(&command, is_emulated, REPORT)?,
     };
-    if args.report {
+    if let Some(commit) = commit {
         let matrix = fs::read_to_string(debian.changed(REPORT)).context("there is no report")?;
-        let git = ["show", "--no-patch", "--format=Commit %h of %cs"];
-        let commit = build::stdout_of(Command::new("git").args(git))?;
         markdown::update_section(&document, &section, &format!("{}. {matrix}", commit.trim()))?;
     }
     debian.wipe()?;
