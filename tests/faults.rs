@@ -17,10 +17,10 @@ use harness::trial::{Test, Trials, obstacle};
 use harness::{seccomp, tests};
 use nix::libc;
 use nix::sched::CloneFlags;
-use nix::sys::prctl::set_pdeathsig;
+use nix::sys::prctl::{set_child_subreaper, set_pdeathsig};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::wait::WaitStatus;
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, dup2_stderr, execv, getppid};
 use procfs::process::Process;
 use std::ffi::{CStr, OsString};
@@ -38,6 +38,7 @@ const TESTS: &[FaultTest] = tests![
     its_system_calls_are_those_listed,
     exits_without_exit_group,
     sigterm_before_any_instruction,
+    sigterm_at_the_death_of_its_parent,
 ];
 
 /// What the names of tests that refuse a system call begin with. The name of the call follows.
@@ -262,6 +263,28 @@ fn sigterm_before_any_instruction(is_init: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// The parent-death signal, which the kernel sends in the name of the parent, ends it.
+fn sigterm_at_the_death_of_its_parent(is_init: bool) -> Result<()> {
+    set_child_subreaper(true)?;
+    let (stderr, writer) = io::pipe()?;
+    let parent = spawn(|| {
+        let prepare = || {
+            dup2_stderr(&writer)?;
+            Ok(set_pdeathsig(Signal::SIGTERM)?)
+        };
+        let process = Spawn { prepare: &prepare, ..Spawn::new(is_init) }.spawn()?;
+        process.wait_until_asleep()?;
+        // It has to outlive this process.
+        mem::forget(process);
+        Ok(())
+    })?;
+    drop(writer);
+    waitpid(parent, None)?;
+    let pid = *children(Pid::this()).first().context("the process was not adopted")?;
+    let process = Sandbox { pid, stderr: Some(OwnedFd::from(stderr).into()) };
+    process.ends(0, &messages(is_init))
 }
 
 // Processes.
