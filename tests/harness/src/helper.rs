@@ -11,7 +11,7 @@ use nix::libc;
 use nix::sched::{CloneFlags, clone};
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, setsid};
 use std::env;
 use std::ffi::OsString;
 use std::process::{Command, exit};
@@ -94,6 +94,9 @@ fn run(name: &str, sandbox: &str, arguments: &[OsString]) -> Result<()> {
     // Only a child is in the PID namespace that was joined.
     let child = spawn(|| {
         ensure_inside()?;
+        // As in a container. In the session of the tests, the kernel may take them for an orphaned process
+        // group with a stopped member, and send SIGHUP to all of it.
+        setsid()?;
         (helper.run)(arguments).context(helper.name)
     })?;
     match waitpid(child, None)? {
@@ -125,6 +128,6 @@ pub fn spawn_with(
     let run = || exit_with(child.take().expect("it runs once")());
     let mut stack = vec![0; 256 * 1024];
     // SAFETY: a helper process has one thread, so no lock is held in the child, which has more stack
-    // than it needs.
+    // than it needs. If it shares the memory, its parent waits.
     unsafe { clone(Box::new(run), &mut stack, flags, exit_signal) }.context("cannot clone")
 }
