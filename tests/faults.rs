@@ -160,7 +160,10 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
     let last = ignored.iter().chain(&calls::END[end..]);
     makes(
         Spawn { prepare: &prepare, ..Spawn::new(is_init) },
-        calls::until_asleep(is_init).map(|call| call.number).chain(last.copied()).collect(),
+        calls::until_asleep(is_init)
+            .map(|call| (call.number, call.first))
+            .chain(last.map(|&number| (number, None)))
+            .collect(),
         |process| match mem::take(&mut is_next_from_inside) {
             true => Ok(writer.write_all(&[0])?),
             false => process.signal(Signal::SIGTERM),
@@ -168,14 +171,16 @@ fn its_system_calls_are_those_listed(is_init: bool) -> Result<()> {
     )?;
     [c"--version", c"--help"].into_iter().try_for_each(|argument| {
         let spawn = Spawn { argument: Some(argument), ..Spawn::new(is_init) };
-        makes(spawn, calls::PRINT.to_vec(), |_| bail!("it sleeps"))
+        let expected = calls::PRINT.map(|number| (number, None)).to_vec();
+        makes(spawn, expected, |_| bail!("it sleeps"))
     })
 }
 
-/// Traces a process until it ends, and compares its system calls. Calls `wake` when it sleeps.
+/// Traces a process until it ends, and compares its system calls, and their first arguments where those
+/// are listed. Calls `wake` when it sleeps.
 fn makes(
     spawn: Spawn<'_>,
-    expected: Vec<i64>,
+    expected: Vec<(i64, Option<i32>)>,
     mut wake: impl FnMut(&Sandbox) -> Result<()>,
 ) -> Result<()> {
     let process = spawn.spawn_traced()?;
@@ -197,7 +202,9 @@ fn makes(
                 let call = ptrace::syscall_info(process.pid)?;
                 if call.op == libc::PTRACE_SYSCALL_INFO_ENTRY {
                     // SAFETY: at the entry of a system call it is this one of the union.
-                    made.push(unsafe { call.u.entry.nr } as i64);
+                    let call = unsafe { call.u.entry };
+                    let known = expected.get(made.len()).and_then(|(_, first)| *first);
+                    made.push((call.nr as i64, known.map(|_| call.args[0] as i32)));
                 }
             }
             WaitStatus::PtraceEvent(_, Signal::SIGTERM, _) => signal = Some(Signal::SIGTERM),
