@@ -474,13 +474,20 @@ fn unknown_arguments_are_ignored(setup: &Setup) -> Result<()> {
         let sandbox = Setup { arguments, ..setup.clone() }.asleep()?;
         sandbox.stops(Signal::SIGTERM, &format!("{IGNORED}{STOPPED}"))
     };
-    let like_known = ["-w", ",v", "-vv", "-H", "--versio", "--versions", "--versiom", ",-version"];
-    for argument in like_known.into_iter().chain(["", "-", "--", "-P"]) {
+    for argument in ["", "-", "--", "-P", "-H", "-vv", "--versio", "--versions", "--version "] {
         is_ignored(&[argument.as_bytes()]).context(argument)?;
     }
     is_ignored(&[b"x", b"--version"])?;
     is_ignored(&[b"\xff\xfe\x80 not UTF-8 \n\x1b[31m"])?;
     is_ignored(&[&[b'x'; 60_000]])?;
     is_ignored(&[&b"--nothing"[..]; 10_000])?;
+    // A single wrong byte.
+    for known in ["-v", "-V", "--version", "-h", "--help"] {
+        for index in 0..known.len() {
+            let mut argument = known.as_bytes().to_vec();
+            argument[index] ^= 1;
+            is_ignored(&[&argument])?;
+        }
+    }
     Ok(())
 }

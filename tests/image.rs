@@ -201,18 +201,23 @@ fn binaries_are_those_of_the_image() -> Result<()> {
 
 fn only_the_sources_decide_the_bytes() -> Result<()> {
     let copy = copy()?;
-    let image = || Archive::written_by(&mut xtask_in(&copy, &["image", "--tag", REFERENCE]));
-    ensure!(image()?.bytes == ARCHIVE.bytes, "another image");
+    let image =
+        |copy: &Path| Archive::written_by(&mut xtask_in(copy, &["image", "--tag", REFERENCE]));
+    ensure!(image(copy.path())?.bytes == ARCHIVE.bytes, "another image");
 
+    // A copy that is made together with target/ has the programs of the original, but its own sources.
+    let directory = TempDir::new()?;
+    let moved = directory.path().join("copy");
+    fs::rename(copy.path(), &moved)?;
     // Text that does not compress makes binary and layer larger than their budgets.
-    let path = copy.path().join("src/main.rs");
+    let path = moved.join("src/main.rs");
     let text: String = (0..60).map(|number| digest(&[number])[7..].to_owned()).collect();
     let source = fs::read_to_string(&path)?;
     fs::write(path, source.replacen("Usage: ", &format!("{text} Usage: "), 1))?;
-    ensure!(image()?.bytes != ARCHIVE.bytes, "the image of the original");
+    ensure!(image(&moved)?.bytes != ARCHIVE.bytes, "the image of the original");
     for part in ["binary", "compressed layer"] {
         let complaint = format!("{part} for {} (", NATIVE.platform);
-        fails(&mut xtask_in(&copy, &["size"]), &complaint)?;
+        fails(&mut xtask_in(&moved, &["size"]), &complaint)?;
     }
     Ok(())
 }
@@ -226,7 +231,7 @@ fn revision_is_the_commit() -> Result<()> {
     git.current_dir(copy.path()).args(["-ec", script]).env("GIT_CONFIG_GLOBAL", "/dev/null");
     let head = succeed(&mut git)?.trim().to_owned();
     let check = |revision: &str| -> Result<()> {
-        let archive = Archive::written_by(xtask_in(&copy, &["image"]).env_remove("GIT_DIR"))?;
+        let archive = Archive::written_by(xtask_in(copy.path(), &["image"]).env_remove("GIT_DIR"))?;
         let manifest = ImageManifest::from_reader(archive.blob(&archive.image()?))?;
         let annotations = manifest.annotations().as_ref().context("no annotations")?;
         assert_eq!(annotations[ANNOTATION_REVISION], revision);
@@ -236,7 +241,7 @@ fn revision_is_the_commit() -> Result<()> {
     fs::write(copy.path().join("rustfmt.toml"), "# changed")?;
     check(&format!("{head}-dirty"))?;
     // Git's own way to test what it does with the repository of another user.
-    let mut command = xtask_in(&copy, &["image"]);
+    let mut command = xtask_in(copy.path(), &["image"]);
     command.env_remove("GIT_DIR").env("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1");
     writes_nothing(command.env("GIT_CONFIG_GLOBAL", "/dev/null"), "safe.directory")
 }
@@ -372,10 +377,10 @@ fn copy() -> Result<TempDir> {
 }
 
 /// `cargo xtask` for the copy, where everything is different that should not matter.
-fn xtask_in(copy: &TempDir, arguments: &[&str]) -> Command {
+fn xtask_in(copy: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command.arg("-c").arg(format!("{HOSTILE_ENVIRONMENT}\nexec \"$0\" \"$@\""));
-    command.arg(xtask(&[]).get_program()).args(arguments).current_dir(copy.path().join("src"));
+    command.arg(xtask(&[]).get_program()).args(arguments).current_dir(copy.join("src"));
     command.env("SOURCE_DATE_EPOCH", EPOCH).env("GIT_DIR", "/nonexistent");
     command
 }
