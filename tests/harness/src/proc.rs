@@ -9,7 +9,7 @@ use std::thread::{sleep, yield_now};
 use std::time::{Duration, Instant};
 
 /// Limit for [`wait_until`], to make a failure of a hang.
-pub const TIMEOUT: Duration = Duration::from_secs(15);
+const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Waits until `reached` returns true; otherwise the error names `state`.
 pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> {
