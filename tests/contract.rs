@@ -15,7 +15,7 @@ use harness::orphans::{
     TRACED_ORPHANS, ZOMBIES, abandon,
 };
 use harness::proc::{activity, anonymous, children, is_asleep, state, wait_until};
-use harness::sandbox::{self, IGNORED, STOPPED, Sandbox, Setup, WARNING};
+use harness::sandbox::{self, IGNORED, STOPPED, Sandbox, Setup, SetupTest, WARNING};
 use harness::seccomp::refuse;
 use harness::target::TARGETS;
 use harness::tests;
@@ -46,9 +46,7 @@ const VERSION: &str = concat!("pause ", env!("CARGO_PKG_VERSION"), "\n");
 const SIGINT_MESSAGE: &str = "pause: SIGINT\n";
 const CANNOT_WRITE: &str = "pause: cannot write to stdout\n";
 
-type ContractTest = Test<fn(&Setup) -> Result<()>>;
-
-const TESTS: &[ContractTest] = tests![
+const TESTS: &[SetupTest] = tests![
     ctrl_c_exits_with_0,
     handlers_do_not_interrupt_each_other,
     keeps_one_page_of_anonymous_memory,
@@ -63,7 +61,7 @@ const TESTS: &[ContractTest] = tests![
 ];
 
 /// Tests that differ in what they do, and not in what they check.
-const VARIED: &[ContractTest] = &[
+const VARIED: &[SetupTest] = &[
     test("sigterm_exits_with_0", |it| sleeps_reaps_and_stops(it.asleep()?)),
     test("sigint_exits_with_0", |it| it.asleep()?.stops(Signal::SIGINT, SIGINT_MESSAGE)),
     test("orphans_are_reaped_without_wake_up", |it| survives(it, &ORPHANS, "10000")),
@@ -84,11 +82,11 @@ const VARIED: &[ContractTest] = &[
     test("empty_argv_is_no_argument", |it| inherits(it, &EMPTY_ARGV)),
     // `tests/faults.rs` refuses the other system calls as well.
     test("refused_disposition_is_fatal", |it| {
-        prepared(it, &REFUSE_SIGTERM).start()?.ends(1, "pause: cannot handle SIGTERM\n")
+        it.prepared(&REFUSE_SIGTERM, &[]).start()?.ends(1, "pause: cannot handle SIGTERM\n")
     }),
 ];
 
-const fn test(name: &'static str, run: fn(&Setup) -> Result<()>) -> ContractTest {
+const fn test(name: &'static str, run: fn(&Setup) -> Result<()>) -> SetupTest {
     Test { name, run }
 }
 
@@ -145,11 +143,6 @@ fn applies(setup: &Setup, test: &str) -> bool {
     }
 }
 
-/// The setup with a helper that runs before PID 1 becomes `/pause`.
-fn prepared(setup: &Setup, helper: &'static Helper) -> Setup {
-    Setup { preparation: Some(helper.name.into()), ..setup.clone() }
-}
-
 /// A stream of `/pause`.
 fn stream(fd: impl Into<OwnedFd>) -> Option<Arc<OwnedFd>> {
     Some(Arc::new(fd.into()))
@@ -193,7 +186,7 @@ fn survives(setup: &Setup, helper: &'static Helper, number: &str) -> Result<()> 
 
 /// Checks a PID 1 that inherits what `helper` leaves to it.
 fn inherits(setup: &Setup, helper: &'static Helper) -> Result<()> {
-    sleeps_reaps_and_stops(prepared(setup, helper).asleep()?)
+    sleeps_reaps_and_stops(setup.prepared(helper, &[]).asleep()?)
 }
 
 // Signals.
@@ -202,7 +195,7 @@ fn inherits(setup: &Setup, helper: &'static Helper) -> Result<()> {
 fn ctrl_c_exits_with_0(setup: &Setup) -> Result<()> {
     let terminal = openpty(None, None)?;
     let sandbox =
-        Setup { stdout: stream(terminal.slave), ..prepared(setup, &TAKE_TERMINAL) }.asleep()?;
+        Setup { stdout: stream(terminal.slave), ..setup.prepared(&TAKE_TERMINAL, &[]) }.asleep()?;
     unistd::write(&terminal.master, b"\x03")?;
     sandbox.ends(0, SIGINT_MESSAGE)
 }
@@ -263,7 +256,7 @@ helper!(REFUSE_SIGTERM = |_| refuse(libc::SYS_rt_sigaction, Some(libc::SIGTERM),
 
 /// (No helper can join these mounts: it would not find /proc. But there are children to reap.)
 fn starts_from_memfd_in_empty_root(setup: &Setup) -> Result<()> {
-    let sandbox = prepared(setup, &MEMFD_IN_EMPTY_ROOT).asleep()?;
+    let sandbox = setup.prepared(&MEMFD_IN_EMPTY_ROOT, &[]).asleep()?;
     no_child_is_left(&sandbox)?;
     sandbox.stops(Signal::SIGTERM, STOPPED)
 }
@@ -298,7 +291,7 @@ fn become_memfd(_: &[OsString]) -> Result<()> {
 /// Leaks copies of a pipe. Reading from it ends when the last copy is closed.
 fn closes_leaked(setup: &Setup, leak: &'static Helper) -> Result<()> {
     let (mut reader, writer) = io::pipe()?;
-    let sandbox = Setup { stdout: stream(writer), ..prepared(setup, leak) }.asleep()?;
+    let sandbox = Setup { stdout: stream(writer), ..setup.prepared(leak, &[]) }.asleep()?;
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     ensure!(reader.read(&mut [0]).is_ok_and(|read| read == 0), "a descriptor is still open");
     sleeps_reaps_and_stops(sandbox)
@@ -362,7 +355,11 @@ fn unusable_standard_streams_are_tolerated(setup: &Setup) -> Result<()> {
             let setup = Setup { stdout: stream.clone(), stderr: stream.clone(), ..setup.clone() };
             setup.asleep().and_then(|it| it.stops(Signal::SIGTERM, "")).context(name)?;
         }
-        prepared(&setup, &CLOSE_STREAMS).asleep()?.stops(Signal::SIGTERM, "").context("closed")?;
+        setup
+            .prepared(&CLOSE_STREAMS, &[])
+            .asleep()?
+            .stops(Signal::SIGTERM, "")
+            .context("closed")?;
     }
     Ok(())
 }
@@ -394,7 +391,7 @@ fn not_pid_1_dies_of_other_signals(setup: &Setup) -> Result<()> {
 
 fn not_pid_1_is_subreaper(setup: &Setup) -> Result<()> {
     let (reader, writer) = io::pipe()?;
-    let setup = Setup { not_pid_1: true, ..prepared(setup, &LEAVE_CHILD) };
+    let setup = Setup { not_pid_1: true, ..setup.prepared(&LEAVE_CHILD, &[]) };
     let sandbox = Setup { stdout: stream(writer), ..setup }.asleep()?;
     let mut parent = String::new();
     BufReader::new(reader).read_line(&mut parent)?;
@@ -457,11 +454,11 @@ fn failed_write_to_stdout_exits_with_1(setup: &Setup) -> Result<()> {
         let mut file = tempfile::tempfile()?;
         file.write_all(&[b'.'; 507])?;
         for stdout in unwritable()?.into_iter().chain([stream(file)]) {
-            let setup = Setup { stdout, ..prepared(&setup, &LIMIT_FILES) };
+            let setup = Setup { stdout, ..setup.prepared(&LIMIT_FILES, &[]) };
             setup.start()?.ends(1, CANNOT_WRITE)?;
         }
-        prepared(&setup, &CLOSE_STDOUT).start()?.ends(1, CANNOT_WRITE)?;
-        prepared(&setup, &CLOSE_STREAMS).start()?.ends(1, "")?;
+        setup.prepared(&CLOSE_STDOUT, &[]).start()?.ends(1, CANNOT_WRITE)?;
+        setup.prepared(&CLOSE_STREAMS, &[]).start()?.ends(1, "")?;
     }
     Ok(())
 }

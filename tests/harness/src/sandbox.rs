@@ -10,6 +10,7 @@ use crate::build::{Flavor, build};
 use crate::helper;
 use crate::helper::{Helper, spawn_with};
 use crate::proc::{is_asleep, state, wait_until};
+use crate::trial::Test;
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -64,8 +65,8 @@ pub struct Setup {
     pub arguments: Vec<OsString>,
     /// Whether the sandbox is in the PID namespace of the machine, as with `--pid=host`.
     pub not_pid_1: bool,
-    /// Name of the helper that runs in the process before it becomes `/pause`.
-    pub preparation: Option<String>,
+    /// The helper that runs in the process before it becomes `/pause`, by its name, with its arguments.
+    pub preparation: Option<(String, Vec<OsString>)>,
     /// Stdout of `/pause`, which is /dev/null by default.
     #[serde(skip)]
     pub stdout: Option<Arc<OwnedFd>>,
@@ -73,6 +74,9 @@ pub struct Setup {
     #[serde(skip)]
     pub stderr: Option<Arc<OwnedFd>>,
 }
+
+/// A test of `/pause` in sandboxes.
+pub type SetupTest = Test<fn(&Setup) -> Result<()>>;
 
 impl Setup {
     /// A sandbox for `program`, with all defaults.
@@ -83,6 +87,12 @@ impl Setup {
     /// A sandbox for the release binary of `flavor`, which is built.
     pub fn of(flavor: Flavor) -> Result<Self> {
         Ok(Setup { libraries: flavor == Flavor::Hosted, ..Setup::new(&build(flavor)?) })
+    }
+
+    /// The same with a helper that runs in the process before it becomes `/pause`.
+    pub fn prepared(&self, helper: &Helper, arguments: &[&str]) -> Self {
+        let arguments = arguments.iter().map(OsString::from).collect();
+        Setup { preparation: Some((helper.name.to_owned(), arguments)), ..self.clone() }
     }
 
     /// Starts the sandbox and waits until `/pause` sleeps in it.
@@ -186,8 +196,8 @@ fn become_pause(setup: &Setup) -> Result<Infallible> {
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl)? };
     // The sandbox ends with the process that started it. (A change of user would undo this.)
     set_pdeathsig(Signal::SIGKILL)?;
-    if let Some(name) = &setup.preparation {
-        (Helper::find(name)?.run)(&[]).context(name.clone())?;
+    if let Some((name, arguments)) = &setup.preparation {
+        (Helper::find(name)?.run)(arguments).context(name.clone())?;
     }
     let mut words = vec![c"/pause".to_owned()];
     for argument in &setup.arguments {
@@ -257,7 +267,7 @@ pub struct Sandbox {
     /// process, which only the end of this value reaps.
     pub pid: Pid,
     /// Its stderr, if that is a pipe.
-    pub stderr: Option<ChildStderr>,
+    stderr: Option<ChildStderr>,
 }
 
 impl Drop for Sandbox {
