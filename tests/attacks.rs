@@ -29,17 +29,14 @@ use std::process::ExitCode;
 use std::ptr::null_mut;
 use std::{fs, thread};
 
-/// A way to attack a process.
 struct Attack {
     /// First part of the trials' names.
     name: &'static str,
-    /// Attacks a process.
     run: fn(Pid) -> io::Result<()>,
     /// What happens to PID 1.
     outcome: Outcome,
 }
 
-/// What an attack does to PID 1.
 #[derive(PartialEq)]
 enum Outcome {
     /// The kernel denies access.
@@ -71,7 +68,7 @@ const DOCKER_CAPABILITIES: &str = "CAP_AUDIT_WRITE CAP_CHOWN CAP_DAC_OVERRIDE CA
     CAP_KILL CAP_MKNOD CAP_NET_BIND_SERVICE CAP_NET_RAW CAP_SETFCAP CAP_SETGID CAP_SETPCAP \
     CAP_SETUID CAP_SYS_CHROOT";
 
-/// What the attacker prints if the kernel denies it access to PID 1.
+/// What the attacker prints if the kernel denies it access.
 const DENIED: &str = "access denied\n";
 
 helper!(ATTACKER = attack);
@@ -199,7 +196,6 @@ fn send(pid: Pid, signal: c_int) -> io::Result<()> {
     Ok(Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)?)
 }
 
-/// Sends SIGTERM by tgkill(2).
 fn tgkill(pid: Pid) -> io::Result<()> {
     let pid = pid.as_raw();
     // SAFETY: the arguments are numbers.

@@ -17,12 +17,12 @@ use std::process::{Command, ExitCode, Stdio};
 
 /// Options of the machine, and the number of the call that pause is to sleep in there.
 fn machine(target: &Target) -> (&'static [&'static str], u32) {
-    match target.qemu {
+    match target.arch {
         "x86_64" => (&["-machine", "q35"], 34),
         // One of the processors that can have pages of 16 KiB. It has ppoll, and no pause.
         "aarch64" => (&["-machine", "virt", "-cpu", "cortex-a76"], 73),
         "arm" => (&["-machine", "virt", "-cpu", "cortex-a15"], 29),
-        "ppc64le" => (&["-machine", "pseries"], 29),
+        "powerpc64" => (&["-machine", "pseries"], 29),
         "s390x" => (&["-machine", "s390-ccw-virtio"], 29),
         other => panic!("tests/boot.rs has no options for a machine of {other}"),
     }

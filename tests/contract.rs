@@ -143,7 +143,6 @@ fn applies(setup: &Setup, test: &str) -> bool {
     }
 }
 
-/// A stream of `/pause`.
 fn stream(fd: impl Into<OwnedFd>) -> Option<Arc<OwnedFd>> {
     Some(Arc::new(fd.into()))
 }

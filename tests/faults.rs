@@ -84,7 +84,6 @@ fn leave_child() -> Result<()> {
     spawn(stay).map(drop)
 }
 
-/// Refuses a system call with every errno.
 fn refuse_call(setup: &Setup, call: &'static Call) -> Result<()> {
     (1..=libc::EHWPOISON).try_for_each(|errno| {
         let process = setup.prepared(&REFUSE, &[call.name, &errno.to_string()]).start()?;

@@ -49,7 +49,6 @@ fn missing(program: &str, package: &str) -> Option<String> {
     obstacle(which(program).with_context(|| format!("on Debian: apt install {package}")))
 }
 
-/// What becomes of a build.
 #[derive(Clone, Copy)]
 enum Outcome {
     /// The file that ships.

@@ -52,7 +52,6 @@ const ROUNDS: u32 = 3;
 const LIVES: u32 = 100;
 /// Instances that sleep at the same time, per round.
 const INSTANCES: u32 = 1000;
-/// Orphans per round.
 const ORPHANS_PER_ROUND: u32 = 2000;
 
 /// A regression is a ratio that is worse than the committed one by more than this factor.
@@ -67,7 +66,6 @@ const HOSTED: &str = "pause, hosted";
 /// Builds the peers that are not of this project, and prints their versions.
 const BUILD_PEERS: &str = "xtask/build-peers target/peers";
 
-/// A program that is measured.
 struct Peer {
     name: &'static str,
     program: PathBuf,
@@ -109,7 +107,6 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Builds all peers.
 fn build_peers() -> Result<Vec<Peer>> {
     build::stdout_of(Command::new("sh").args(["-c", BUILD_PEERS]))
         .context("cannot build the peers; this needs go, gcc, musl-tools and catatonit")?;
@@ -139,7 +136,6 @@ impl Peer {
         self.measure_reaping(ORPHANS_PER_ROUND / part)
     }
 
-    /// Adds a sample of a figure.
     fn add(&mut self, figure: &'static str, sample: f64) {
         self.samples.entry(figure).or_default().push(sample);
     }
@@ -227,7 +223,6 @@ fn stop(pid: Pid) -> Result<()> {
     Ok(())
 }
 
-/// Finds a peer by its name.
 fn find<'a>(peers: &'a [Peer], name: &str) -> &'a Peer {
     peers.iter().find(|peer| peer.name == name).expect("the peer is in the list")
 }
@@ -282,7 +277,6 @@ fn committed(document: &str, name: &str) -> Result<[f64; FIGURES.len()]> {
     numbers.try_into().ok().with_context(|| format!("docs/benchmarks.md has no full row {name:?}"))
 }
 
-/// A chart of the memory of each peer.
 fn chart(peers: &[Peer]) -> String {
     let names: Vec<_> = peers.iter().map(|peer| peer.name).collect();
     let bars: Vec<_> = peers.iter().map(|peer| peer.figure(MEMORY).round()).collect();

@@ -26,7 +26,7 @@ fn platforms() -> Result<String> {
     let mut rows = Vec::new();
     for target in TARGETS {
         let bytes = fs::metadata(target.build()?)?.len();
-        let mut tested = match target.qemu {
+        let mut tested = match target.arch {
             "x86_64" => "on a real kernel and with container engines".to_owned(),
             _ => "with qemu-user".to_owned(),
         };

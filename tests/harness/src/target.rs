@@ -13,8 +13,6 @@ pub struct Target {
     pub arch: &'static str,
     /// Platform in image indexes.
     pub platform: &'static str,
-    /// Architecture in the names of qemu's programs.
-    pub qemu: &'static str,
     /// Debian's kernels that it is booted on: release and name, and the size of its pages in KiB. The
     /// package is `linux-image-` and the name.
     pub kernels: &'static [(&'static str, u32)],
@@ -36,7 +34,6 @@ pub const TARGETS: &[Target] = &[
         triple: "x86_64-unknown-linux-gnu",
         arch: "x86_64",
         platform: "linux/amd64",
-        qemu: "x86_64",
         kernels: &[
             ("bullseye/cloud-amd64", 4),
             ("bookworm/cloud-amd64", 4),
@@ -48,42 +45,36 @@ pub const TARGETS: &[Target] = &[
         triple: "aarch64-unknown-linux-gnu",
         arch: "aarch64",
         platform: "linux/arm64/v8",
-        qemu: "aarch64",
         kernels: &[("bookworm/cloud-arm64", 4), ("trixie/arm64-16k", 16)],
     },
     Target {
         triple: "armv7-unknown-linux-gnueabihf",
         arch: "arm",
         platform: "linux/arm/v7",
-        qemu: "arm",
         kernels: &[("bookworm/armmp", 4)],
     },
     Target {
         triple: "loongarch64-unknown-linux-gnu",
         arch: "loongarch64",
         platform: "linux/loong64",
-        qemu: "loongarch64",
         kernels: &[],
     },
     Target {
         triple: "powerpc64le-unknown-linux-gnu",
         arch: "powerpc64",
         platform: "linux/ppc64le",
-        qemu: "ppc64le",
         kernels: &[("bookworm/powerpc64le", 64)],
     },
     Target {
         triple: "riscv64gc-unknown-linux-gnu",
         arch: "riscv64",
         platform: "linux/riscv64",
-        qemu: "riscv64",
         kernels: &[],
     },
     Target {
         triple: "s390x-unknown-linux-gnu",
         arch: "s390x",
         platform: "linux/s390x",
-        qemu: "s390x",
         kernels: &[("bookworm/s390x", 4)],
     },
 ];
@@ -92,6 +83,11 @@ impl Target {
     /// Whether this machine runs its programs itself.
     pub fn is_native(&self) -> bool {
         self.arch == env::consts::ARCH
+    }
+
+    /// Its architecture in the names of qemu's programs.
+    pub fn qemu(&self) -> &'static str {
+        if self.arch == "powerpc64" { "ppc64le" } else { self.arch }
     }
 
     /// How large the image for it may be. No other place repeats these numbers.
@@ -104,12 +100,12 @@ impl Target {
 
     /// Path of the program that emulates system calls and instructions of this target.
     pub fn user_emulator(&self) -> Result<PathBuf> {
-        find(&format!("qemu-{}-static", self.qemu))
+        find(&format!("qemu-{}-static", self.qemu()))
     }
 
     /// Path of the program that emulates a whole machine of this target.
     pub fn system_emulator(&self) -> Result<PathBuf> {
-        find(&format!("qemu-system-{}", self.qemu))
+        find(&format!("qemu-system-{}", self.qemu()))
     }
 }
 
