@@ -15,7 +15,7 @@ use harness::trial::{Trials, obstacle};
 use nix::errno::Errno;
 use nix::libc::{self, c_int};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::prctl::{set_dumpable, set_pdeathsig};
+use nix::sys::prctl::set_dumpable;
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
@@ -178,8 +178,6 @@ fn become_attacker(attacker: &OsString, attack: &Attack) -> Result<()> {
 
 /// Sleeps as PID 1 does, but without any protection.
 fn be_unprotected() -> Result<()> {
-    // It holds the attacker's stdout open, so it ends with the attacker.
-    set_pdeathsig(Signal::SIGKILL)?;
     loop {
         thread::park();
     }

@@ -14,6 +14,7 @@ use crate::trial::Test;
 use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -27,13 +28,13 @@ use std::convert::Infallible;
 use std::env;
 use std::ffi::{CStr, CString, OsString};
 use std::fs::{self, File, Permissions};
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{ChildStderr, Command, Output, Stdio};
+use std::process::{ChildStderr, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 
 /// User and group of the image.
@@ -335,10 +336,17 @@ impl Sandbox {
 
     /// Runs `helper` inside to its end and returns its stdout. Fails with its stderr.
     pub fn run(&self, helper: &'static Helper, arguments: &[&str]) -> Result<String> {
-        let Output { status, stdout, stderr } = self.command(helper).args(arguments).output()?;
-        let stderr = String::from_utf8_lossy(&stderr);
+        // Files, because a process that the helper leaves behind would keep pipes open.
+        let file = |name| memfd_create(name, MFdFlags::empty()).map(File::from);
+        let (mut stdout, mut stderr) = (file(c"stdout")?, file(c"stderr")?);
+        let mut command = self.command(helper);
+        command.args(arguments).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);
+        let status = command.status()?;
+        stdout.rewind()?;
+        stderr.rewind()?;
+        let stderr = io::read_to_string(stderr)?;
         ensure!(status.success(), "{} inside: {status}: {stderr}", helper.name);
-        Ok(String::from_utf8_lossy(&stdout).into_owned())
+        Ok(io::read_to_string(stdout)?)
     }
 }
 
