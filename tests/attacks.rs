@@ -9,7 +9,7 @@ use caps::{CapSet, CapsHashSet};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::spawn;
-use harness::proc::{activity, state, wait_until};
+use harness::proc::{state, wait_until, wake_ups};
 use harness::sandbox::{self, STOPPED, Setup, USER, become_user, ensure_inside};
 use harness::trial::{Trials, obstacle};
 use nix::errno::Errno;
@@ -103,7 +103,7 @@ fn main() -> Result<ExitCode> {
 /// Checks the outcome of an attack on PID 1, and that PID 1 works afterwards.
 fn check(setup: Setup, attack: &Attack, attacker: &str) -> Result<()> {
     let sandbox = setup.asleep()?;
-    let before = activity(sandbox.pid)?;
+    let before = wake_ups(sandbox.pid)?;
     let printed = sandbox.run(&ATTACKER, &[attack.name, attacker]);
     if attack.outcome == Exits {
         // The attacker is killed together with PID 1.
@@ -112,7 +112,7 @@ fn check(setup: Setup, attack: &Attack, attacker: &str) -> Result<()> {
     let printed = printed?;
     ensure!((printed == DENIED) == (attack.outcome == Denied), "it prints {printed:?}");
     sandbox.wait_until_asleep()?;
-    let was_woken = activity(sandbox.pid)?.voluntary_switches != before.voluntary_switches;
+    let was_woken = wake_ups(sandbox.pid)? != before;
     ensure!(was_woken == (attack.outcome == Ignored), "PID 1 was woken: {was_woken}");
     sandbox.stops(Signal::SIGTERM, STOPPED)
 }

@@ -14,7 +14,7 @@ use harness::orphans::{
     CLONED_ORPHANS, ORPHANS, SIMULTANEOUS_ORPHANS, STOPPED_ORPHANS, THREADED_ORPHANS,
     TRACED_ORPHANS, ZOMBIES, abandon,
 };
-use harness::proc::{activity, anonymous, children, is_asleep, state, wait_until};
+use harness::proc::{anonymous, children, is_asleep, state, wait_until, wake_ups};
 use harness::sandbox::{self, IGNORED, STOPPED, Sandbox, Setup, SetupTest, WARNING};
 use harness::seccomp::refuse;
 use harness::target::TARGETS;
@@ -165,10 +165,10 @@ fn sleeps_reaps_and_stops(sandbox: Sandbox) -> Result<()> {
 
 /// Runs a helper that makes orphans: none is left, and PID 1 has not been woken for any of them.
 fn reaps(sandbox: &Sandbox, helper: &'static Helper, number: &str) -> Result<()> {
-    let before = activity(sandbox.pid)?;
+    let before = wake_ups(sandbox.pid)?;
     sandbox.run(helper, &[number])?;
     no_child_is_left(sandbox)?;
-    let after = activity(sandbox.pid)?;
+    let after = wake_ups(sandbox.pid)?;
     ensure!(before == after, "it was woken: {before:?}, then {after:?}");
     Ok(())
 }

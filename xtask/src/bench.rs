@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor, project};
 use harness::markdown::{self, update_section};
 use harness::orphans::ORPHANS;
-use harness::proc::{activity, anonymous, children, state, wait_until};
+use harness::proc::{anonymous, children, state, wait_until, wake_ups};
 use harness::sandbox::Setup;
 use indicatif::HumanFloatCount;
 use nix::libc::SIGCHLD;
@@ -169,14 +169,13 @@ impl Peer {
         let setup = Setup { libraries: true, arguments, ..Setup::new(&self.program) };
         let sandbox = setup.start()?;
         wait_until("PID 1 sleeps", || state(sandbox.pid) == Some('S'))?;
-        let wake_ups = || activity(sandbox.pid).map(|it| it.voluntary_switches);
         let process = Process::new(sandbox.pid.as_raw())?;
         let nanoseconds = || process.schedstat().map(|it| it.sum_exec_runtime);
-        let (wake_ups_before, nanoseconds_before) = (wake_ups()?, nanoseconds()?);
+        let (wake_ups_before, nanoseconds_before) = (wake_ups(sandbox.pid)?, nanoseconds()?);
         sandbox.run(&ORPHANS, &[&orphans.to_string()])?;
         wait_until("all orphans are gone", || children(sandbox.pid).is_empty())?;
         let thousands = f64::from(orphans) / 1000.0;
-        self.add(WAKE_UPS, (wake_ups()? - wake_ups_before) as f64 / thousands);
+        self.add(WAKE_UPS, (wake_ups(sandbox.pid)? - wake_ups_before) as f64 / thousands);
         self.add(CPU, (nanoseconds()? - nanoseconds_before) as f64 / 1e6 / thousands);
         Ok(())
     }

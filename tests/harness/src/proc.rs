@@ -91,22 +91,10 @@ pub fn children(parent: Pid) -> Vec<Pid> {
         .collect()
 }
 
-/// What a process has cost the scheduler: none of it moves while the process sleeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Activity {
-    /// Times it went to sleep, and so times that it was woken.
-    pub voluntary_switches: u64,
-    /// Times it was interrupted.
-    pub involuntary_switches: u64,
-}
-
-/// What the process has cost the scheduler so far.
-pub fn activity(pid: Pid) -> Result<Activity> {
+/// Times that the process has gone to sleep, and so times that it was woken.
+pub fn wake_ups(pid: Pid) -> Result<u64> {
     let status = Process::new(pid.as_raw())?.status()?;
-    Ok(Activity {
-        voluntary_switches: status.voluntary_ctxt_switches.unwrap_or(0),
-        involuntary_switches: status.nonvoluntary_ctxt_switches.unwrap_or(0),
-    })
+    status.voluntary_ctxt_switches.context("/proc/PID/status does not count them")
 }
 
 /// Memory of the process that is in RAM, in KiB.
