@@ -7,7 +7,7 @@
 use anyhow::{Context, Result, ensure};
 use cpio::newc;
 use harness::build;
-use harness::target::{TARGETS, Target};
+use harness::target::{Kernel, TARGETS, Target};
 use harness::trial::{Trials, obstacle};
 use std::env;
 use std::fs::{self, File};
@@ -31,29 +31,29 @@ fn machine(target: &Target) -> (&'static [&'static str], u32) {
 fn main() -> ExitCode {
     let mut trials = Trials::new();
     for target in TARGETS {
-        for &(kernel, page) in target.kernels {
+        for kernel in target.kernels() {
             let obstacle = obstacle(prerequisites(target, kernel));
-            let run = move || boots(target, page, &prerequisites(target, kernel)?);
-            trials.add(format!("{}::{kernel}", target.triple), obstacle, run);
+            let run = || boots(target, kernel, &prerequisites(target, kernel)?);
+            trials.add(format!("{}::{}", target.triple, kernel.name), obstacle, run);
         }
     }
     trials.run()
 }
 
 /// Finds what the trial needs, and returns the kernel's folder.
-fn prerequisites(target: &Target, kernel: &str) -> Result<PathBuf> {
+fn prerequisites(target: &Target, kernel: &Kernel) -> Result<PathBuf> {
     build::find_core(target.triple)?;
     target.system_emulator()?;
     let folder = env::var_os("PAUSE_FOREIGN_KERNELS").context(
         "there are no kernels; get them as .ci/run does, and name them in PAUSE_FOREIGN_KERNELS",
     )?;
-    let folder = Path::new(&folder).join(kernel);
+    let folder = Path::new(&folder).join(kernel.name);
     ensure!(folder.exists(), "there is no kernel at {}", folder.display());
     Ok(folder)
 }
 
 /// Boots the kernel with pause as its init; tests/boot/init tries it from inside.
-fn boots(target: &Target, page: u32, folder: &Path) -> Result<()> {
+fn boots(target: &Target, kernel: &Kernel, folder: &Path) -> Result<()> {
     let (options, call) = machine(target);
     let temporary = tempfile::tempdir()?;
     let initramfs = temporary.path().join("initramfs");
@@ -85,7 +85,7 @@ fn boots(target: &Target, page: u32, folder: &Path) -> Result<()> {
     let again = format!("init: after SIGTERM from inside: (pause) S in call {call}");
     let lines = [
         &format!("init: sleeps in call {call}"),
-        &format!("init: pages of {page} KiB"),
+        &format!("init: pages of {} KiB", kernel.page),
         "init: orphans: 100",
         "init: zombies: 0",
         "init: times that PID 1 ran for them: 0",

@@ -30,11 +30,11 @@ fn platforms() -> Result<String> {
             "x86_64" => "on a real kernel and with container engines".to_owned(),
             _ => "with qemu-user".to_owned(),
         };
-        for (index, (kernel, page)) in target.kernels.iter().enumerate() {
+        for (index, kernel) in target.kernels().enumerate() {
             tested += if index == 0 { "; booted on " } else { ", " };
-            tested += kernel;
-            if *page != 4 {
-                tested += &format!(" (pages of {page} KiB)");
+            tested += kernel.name;
+            if kernel.page != 4 {
+                tested += &format!(" (pages of {} KiB)", kernel.page);
             }
         }
         rows.push([target.platform.to_owned(), HumanCount(bytes).to_string(), tested]);

@@ -13,9 +13,16 @@ pub struct Target {
     pub arch: &'static str,
     /// Platform in image indexes.
     pub platform: &'static str,
-    /// Debian's kernels that it is booted on: release and name, and the size of its pages in KiB. The
-    /// package is `linux-image-` and the name.
-    pub kernels: &'static [(&'static str, u32)],
+}
+
+/// A kernel of Debian's that the program is booted on.
+pub struct Kernel {
+    /// `target_arch` in Rust.
+    pub arch: &'static str,
+    /// Release and name. The package is `linux-image-` and the name.
+    pub name: &'static str,
+    /// The size of its pages in KiB.
+    pub page: u32,
 }
 
 /// How large the image for a target may be, in bytes: with room for a longer version.
@@ -30,59 +37,40 @@ pub struct Budget {
 
 /// Every target.
 pub const TARGETS: &[Target] = &[
-    Target {
-        triple: "x86_64-unknown-linux-gnu",
-        arch: "x86_64",
-        platform: "linux/amd64",
-        kernels: &[
-            ("bullseye/cloud-amd64", 4),
-            ("bookworm/cloud-amd64", 4),
-            ("trixie/cloud-amd64", 4),
-            ("forky/cloud-amd64", 4),
-        ],
-    },
-    Target {
-        triple: "aarch64-unknown-linux-gnu",
-        arch: "aarch64",
-        platform: "linux/arm64/v8",
-        kernels: &[("bookworm/cloud-arm64", 4), ("trixie/arm64-16k", 16)],
-    },
-    Target {
-        triple: "armv7-unknown-linux-gnueabihf",
-        arch: "arm",
-        platform: "linux/arm/v7",
-        kernels: &[("bookworm/armmp", 4)],
-    },
-    Target {
-        triple: "loongarch64-unknown-linux-gnu",
-        arch: "loongarch64",
-        platform: "linux/loong64",
-        kernels: &[],
-    },
-    Target {
-        triple: "powerpc64le-unknown-linux-gnu",
-        arch: "powerpc64",
-        platform: "linux/ppc64le",
-        kernels: &[("bookworm/powerpc64le", 64)],
-    },
-    Target {
-        triple: "riscv64gc-unknown-linux-gnu",
-        arch: "riscv64",
-        platform: "linux/riscv64",
-        kernels: &[],
-    },
-    Target {
-        triple: "s390x-unknown-linux-gnu",
-        arch: "s390x",
-        platform: "linux/s390x",
-        kernels: &[("bookworm/s390x", 4)],
-    },
+    target("x86_64-unknown-linux-gnu", "x86_64", "linux/amd64"),
+    target("aarch64-unknown-linux-gnu", "aarch64", "linux/arm64/v8"),
+    target("armv7-unknown-linux-gnueabihf", "arm", "linux/arm/v7"),
+    target("loongarch64-unknown-linux-gnu", "loongarch64", "linux/loong64"),
+    target("powerpc64le-unknown-linux-gnu", "powerpc64", "linux/ppc64le"),
+    target("riscv64gc-unknown-linux-gnu", "riscv64", "linux/riscv64"),
+    target("s390x-unknown-linux-gnu", "s390x", "linux/s390x"),
+];
+
+const fn target(triple: &'static str, arch: &'static str, platform: &'static str) -> Target {
+    Target { triple, arch, platform }
+}
+
+const KERNELS: &[Kernel] = &[
+    Kernel { arch: "x86_64", name: "bullseye/cloud-amd64", page: 4 },
+    Kernel { arch: "x86_64", name: "bookworm/cloud-amd64", page: 4 },
+    Kernel { arch: "x86_64", name: "trixie/cloud-amd64", page: 4 },
+    Kernel { arch: "x86_64", name: "forky/cloud-amd64", page: 4 },
+    Kernel { arch: "aarch64", name: "bookworm/cloud-arm64", page: 4 },
+    Kernel { arch: "aarch64", name: "trixie/arm64-16k", page: 16 },
+    Kernel { arch: "arm", name: "bookworm/armmp", page: 4 },
+    Kernel { arch: "powerpc64", name: "bookworm/powerpc64le", page: 64 },
+    Kernel { arch: "s390x", name: "bookworm/s390x", page: 4 },
 ];
 
 impl Target {
     /// Whether this machine runs its programs itself.
     pub fn is_native(&self) -> bool {
         self.arch == env::consts::ARCH
+    }
+
+    /// The kernels that it is booted on.
+    pub fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
+        KERNELS.iter().filter(|kernel| kernel.arch == self.arch)
     }
 
     /// Its architecture in the names of qemu's programs.
