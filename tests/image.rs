@@ -266,7 +266,6 @@ fn verify_detects_changes() -> Result<()> {
     damaged[ARCHIVE.bytes.len() - 1500] ^= 1;
     for (archive, complaint) in [
         (&damaged[..], "is not what these sources make"),
-        (&[&ARCHIVE.bytes[..], &[0]].concat(), "is not what these sources make"),
         (&ARCHIVE.bytes[..1500], "is not an archive of an image"),
     ] {
         fs::write(&path, archive)?;

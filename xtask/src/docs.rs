@@ -27,12 +27,12 @@ fn platforms() -> Result<String> {
             "x86_64" => "on a real kernel and with container engines".to_owned(),
             _ => "with qemu-user".to_owned(),
         };
-        for (index, (kernel, page)) in target.kernels.iter().enumerate() {
-            tested += if index == 0 { "; booted on " } else { ", " };
-            tested += kernel;
-            if *page != 4 {
-                tested += &format!(" (pages of {page} KiB)");
-            }
+        let kernels = target.kernels.iter().map(|(kernel, page)| match page {
+            4 => (*kernel).to_owned(),
+            _ => format!("{kernel} (pages of {page} KiB)"),
+        });
+        if !target.kernels.is_empty() {
+            tested += &format!("; booted on {}", Vec::from_iter(kernels).join(", "));
         }
         rows.push([target.platform.to_owned(), HumanCount(bytes).to_string(), tested]);
     }

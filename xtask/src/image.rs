@@ -16,10 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// User and group that the image runs as, the same as in Kubernetes' own pause image.
-const USER: &str = "65535:65535";
-
-/// Lists the images for several platforms.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -208,12 +204,9 @@ impl Selection {
             name == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
         };
         for name in &self.platform {
-            let known: Vec<_> = TARGETS.iter().map(|target| target.platform).collect();
-            ensure!(
-                TARGETS.iter().any(|target| is_named(name, target)),
-                "unknown platform {name:?}; use `all` or some of: {}",
-                known.join(", ")
-            );
+            let is_known = TARGETS.iter().any(|target| is_named(name, target));
+            let all = Vec::from_iter(TARGETS.iter().map(|target| target.platform)).join(", ");
+            ensure!(is_known, "unknown platform {name:?}; use `all` or some of: {all}");
         }
         let is_wanted = |target: &&Target| match &self.platform[..] {
             [] => target.is_native(),
@@ -240,7 +233,8 @@ impl PlatformImage {
         let mut config = platform(target);
         config["created"] = json!(created);
         config["config"] = json!({
-            "User": USER,
+            // As in Kubernetes' own pause image.
+            "User": "65535:65535",
             "Entrypoint": ["/pause"],
             "WorkingDir": "/",
             "Labels": annotations,
@@ -284,7 +278,7 @@ fn product() -> Result<Value> {
     let metadata = build::stdout_of(cargo.args(["--no-deps", "--format-version=1"]))?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let mut packages = metadata["packages"].as_array().into_iter().flatten();
-    Ok(packages.find(|it| it["name"] == "pause").context("there is no package pause")?.clone())
+    packages.find(|it| it["name"] == "pause").cloned().context("there is no package pause")
 }
 
 fn index_of(manifests: &[Value]) -> Value {

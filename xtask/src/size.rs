@@ -25,8 +25,8 @@ pub fn table(selection: &Selection) -> Result<String> {
     parts.push(("archive".to_owned(), image.archive.len(), archive));
     let over = parts.iter().filter(|(_, bytes, budget)| *bytes as u64 > *budget);
     let over = over.map(|(part, bytes, budget)| format!("{part} ({bytes} of {budget} bytes)"));
-    let over: Vec<_> = over.collect();
-    ensure!(over.is_empty(), "over the budget: {}", over.join(", "));
+    let over = Vec::from_iter(over).join(", ");
+    ensure!(over.is_empty(), "over the budget: {over}");
     let rows = parts.into_iter().map(|(part, bytes, budget)| {
         [part, HumanCount(bytes as u64).to_string(), HumanCount(budget).to_string()]
     });
