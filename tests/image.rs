@@ -249,7 +249,7 @@ fn bad_input_writes_nothing() -> Result<()> {
     // In place of a compiler that knows the target and has no core for it.
     command.env("RUSTC", "true").env_remove("PAUSE_FOREIGN_RUSTC");
     fails(&mut command, &format!("rustup target add {}", foreign.triple))?;
-    assert_eq!(fs::read_dir(directory)?.count(), 0);
+    assert_eq!(fs::read_dir(directory.path())?.count(), 0);
     Ok(())
 }
 

@@ -142,7 +142,7 @@ impl Image {
         // Several platforms get an index of their own, because containerd takes two manifests of the
         // same name for one image.
         let manifests: Vec<_> = platforms.iter().map(|it| it.manifest.descriptor.clone()).collect();
-        let index = (manifests.len() > 1).then(|| Blob::json(INDEX, index_of(&manifests)));
+        let index = (manifests.len() > 1).then(|| Blob::new(INDEX, index_of(&manifests)));
         let image = index.as_ref().unwrap_or(&platforms[0].manifest);
         let mut descriptor = image.descriptor.clone();
         // containerd and Podman read the first annotation, skopeo chooses by the second.
@@ -160,7 +160,7 @@ impl Image {
 
         let mut files = vec![
             ("oci-layout".to_owned(), serialize(json!({ "imageLayoutVersion": "1.0.0" }))),
-            ("index.json".to_owned(), serialize(index_of(&[descriptor]))),
+            ("index.json".to_owned(), index_of(&[descriptor])),
             ("manifest.json".to_owned(), serialize(docker)),
         ];
         let blobs = platforms.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
@@ -241,7 +241,7 @@ impl PlatformImage {
         });
         config["rootfs"] = json!({ "type": "layers", "diff_ids": [sha256(&archive)] });
         config["history"] = json!([{ "created": created, "created_by": "cargo xtask image" }]);
-        let config = Blob::json(CONFIG, config);
+        let config = Blob::new(CONFIG, serialize(config));
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -249,7 +249,7 @@ impl PlatformImage {
             "layers": [layer.descriptor],
             "annotations": annotations,
         });
-        let mut manifest = Blob::json(MANIFEST, manifest);
+        let mut manifest = Blob::new(MANIFEST, serialize(manifest));
         manifest.descriptor["platform"] = platform(target);
         Ok(Self { target, binary, layer, config, manifest })
     }
@@ -260,10 +260,6 @@ impl Blob {
         let digest = sha256(&bytes);
         let descriptor = json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() });
         Self { bytes, digest, descriptor }
-    }
-
-    fn json(media_type: &str, value: Value) -> Self {
-        Self::new(media_type, serialize(value))
     }
 
     /// Its path in the OCI layout.
@@ -281,8 +277,8 @@ fn product() -> Result<Value> {
     packages.find(|it| it["name"] == "pause").cloned().context("there is no package pause")
 }
 
-fn index_of(manifests: &[Value]) -> Value {
-    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })
+fn index_of(manifests: &[Value]) -> Vec<u8> {
+    serialize(json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests }))
 }
 
 /// The fields of a platform such as `linux/arm/v7`.
