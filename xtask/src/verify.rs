@@ -5,7 +5,6 @@ use anyhow::{Context, Result, bail};
 use harness::build;
 use serde_json::Value;
 use std::fs;
-use std::io::Read;
 use std::path::PathBuf;
 
 /// The command line of `cargo xtask verify`.
@@ -39,11 +38,9 @@ pub fn run(args: &Args) -> Result<()> {
 fn recipe(archive: &[u8]) -> Option<image::Args> {
     let mut recipe = image::Args::default();
     for entry in tar::Archive::new(archive).entries().ok()? {
-        let mut entry = entry.ok()?;
+        let entry = entry.ok()?;
         recipe.timestamp = entry.header().mtime().ok()?.try_into().ok();
-        let mut content = Vec::new();
-        entry.read_to_end(&mut content).ok()?;
-        let Ok(document) = serde_json::from_slice::<Value>(&content) else { continue };
+        let Ok(document) = serde_json::from_reader::<_, Value>(entry) else { continue };
         // The index that all is found by has the reference, a configuration has the rest.
         let names = &document["manifests"][0]["annotations"];
         let text = |value: &Value| value.as_str().map(str::to_owned);
