@@ -12,9 +12,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Output};
 
-/// The user that owns nothing.
-const NOBODY: u32 = 65534;
-
 fn main() -> ExitCode {
     let mut trials = Trials::new();
     trials.add_all(tests![dangerous_helper_refuses_on_the_host, engines_refuses_on_the_host], None);
@@ -44,7 +41,7 @@ fn engines_refuses_on_the_host() -> Result<()> {
     let mut engines = Command::new(program);
     engines.args(["--image=/none", "--reference=none", "--binary=/none"]);
     if geteuid().is_root() {
-        engines.uid(NOBODY).gid(NOBODY);
+        engines.uid(65534).gid(65534);
     }
     refuses(&mut engines, "run `cargo xtask engines`")
 }

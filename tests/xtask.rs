@@ -49,11 +49,8 @@ fn ctrl_c_ends_a_held_demo_with_0() -> Result<()> {
     Ok(())
 }
 
-/// What a version of the product stands behind, as regular expressions.
-const MARKS: [&str; 3] = ["pause[: ]", "image[.]version=\"", "[*][*]Status:[*][*] version "];
-
 fn every_copy_of_the_version_is_the_same() -> Result<()> {
-    for mark in MARKS {
+    for mark in ["pause[: ]", "image[.]version=\"", "[*][*]Status:[*][*] version "] {
         let mut grep = Command::new("grep");
         // CI tags its images with no version.
         grep.args(["-rIoE", "--exclude-dir=target", "--exclude-dir=.git", "--exclude-dir=.ci"]);
@@ -66,20 +63,19 @@ fn every_copy_of_the_version_is_the_same() -> Result<()> {
         let others: Vec<_> = copies.lines().filter(is_other).collect();
         ensure!(others.is_empty(), "not version {VERSION}: {others:?}");
     }
-    let changes = fs::read_to_string(project().join("CHANGELOG.md"))?;
     let heading = format!("\n## {VERSION} ");
-    ensure!(changes.contains(&heading), "CHANGELOG.md has no heading for this version");
-    let manifest = fs::read_to_string(project().join("Cargo.toml"))?;
+    ensure!(read("CHANGELOG.md")?.contains(&heading), "CHANGELOG.md has no heading {heading:?}");
     let line = format!("\nversion = \"{VERSION}\"\n");
-    ensure!(manifest.matches(&line).count() == 1, "the version is in Cargo.toml more than once");
+    assert_eq!(read("Cargo.toml")?.matches(&line).count(), 1, "lines with the version");
     Ok(())
 }
 
 /// The rows of the tables in `text`, without their headers.
 fn rows(text: &str) -> impl Iterator<Item = &str> {
-    let is_row =
-        |it: &str| it.starts_with("| ") && !it.starts_with("| -") && !it.starts_with("| |");
-    text.lines().filter(move |line| is_row(line) && !line.ends_with("| tests |"))
+    let rows = text.lines().filter(|line| line.starts_with("| "));
+    rows.filter(|row| {
+        !row.starts_with("| -") && !row.starts_with("| |") && !row.ends_with("| tests |")
+    })
 }
 
 /// The tests that a text names, each as `FILE::TEST` in backquotes.

@@ -3,22 +3,19 @@
 use crate::image::Selection;
 use crate::size;
 use anyhow::Result;
+use harness::build::project;
+use harness::markdown;
 use harness::target::TARGETS;
-use harness::{build, markdown};
 use indicatif::HumanCount;
 use std::fs;
 
-/// Updates all tables.
+/// Updates both tables.
 pub fn run() -> Result<()> {
-    update("sizes", &size::table(&Selection::default())?)?;
+    let document = project().join("docs/platforms.md");
+    let sizes = size::table(&Selection::default())?;
+    markdown::update_section(&document, "cargo xtask docs: sizes", &sizes)?;
     // This is the last because it needs compilers for all platforms.
-    update("platforms", &platforms()?)
-}
-
-/// Replaces the table `name` of docs/platforms.md.
-fn update(name: &str, table: &str) -> Result<()> {
-    let path = build::project().join("docs/platforms.md");
-    markdown::update_section(&path, &format!("cargo xtask docs: {name}"), table)
+    markdown::update_section(&document, "cargo xtask docs: platforms", &platforms()?)
 }
 
 /// The platforms, the size of the program on each, and where it has been tested.
@@ -30,12 +27,13 @@ fn platforms() -> Result<String> {
             "x86_64" => "on a real kernel and with container engines".to_owned(),
             _ => "with qemu-user".to_owned(),
         };
-        for (index, kernel) in target.kernels().enumerate() {
-            tested += if index == 0 { "; booted on " } else { ", " };
-            tested += kernel.name;
-            if kernel.page != 4 {
-                tested += &format!(" (pages of {} KiB)", kernel.page);
-            }
+        let kernels = target.kernels().map(|kernel| match kernel.page {
+            4 => kernel.name.to_owned(),
+            page => format!("{} (pages of {page} KiB)", kernel.name),
+        });
+        let kernels = Vec::from_iter(kernels).join(", ");
+        if !kernels.is_empty() {
+            tested += &format!("; booted on {kernels}");
         }
         rows.push([target.platform.to_owned(), HumanCount(bytes).to_string(), tested]);
     }

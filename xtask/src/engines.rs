@@ -1,7 +1,7 @@
 //! `cargo xtask engines`: the image on real container engines, in Debian systems of their own.
 
 use crate::debian::Debian;
-use crate::image::{self, Recipe, Selection};
+use crate::image::{self, Selection};
 use anyhow::{Context, Result, ensure};
 use harness::build::{self, Flavor, project};
 use harness::markdown;
@@ -137,12 +137,12 @@ fn image_for_all_platforms() -> Result<Option<PathBuf>> {
     if TARGETS.iter().any(|it| !it.is_native() && build::find_core(it.triple).is_err()) {
         return Ok(None);
     }
-    let recipe = Recipe {
-        tag: Some(concat!("registry.example/infra/pause:", env!("CARGO_PKG_VERSION")).to_owned()),
+    let reference = concat!("registry.example/infra/pause:", env!("CARGO_PKG_VERSION"));
+    let (_, archive) = image::make(&image::Args {
+        reference: Some(reference.to_owned()),
         selection: Selection { platform: vec!["all".to_owned()] },
-        ..Recipe::default()
-    };
-    let output = Some(project().join("target/image/all.tar"));
-    let (_, archive) = image::make(&image::Args { recipe, output, ..Default::default() })?;
+        output: Some(project().join("target/image/all.tar")),
+        ..Default::default()
+    })?;
     Ok(Some(archive))
 }

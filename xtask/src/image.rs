@@ -16,36 +16,25 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, UNIX_EPOCH};
 
-/// User and group that the image runs as, the same as in Kubernetes' own pause image.
-const USER: &str = "65535:65535";
-
-/// Lists the images for several platforms.
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// The command line of `cargo xtask image`.
+/// The command line of `cargo xtask image`, and what `cargo xtask verify` reads from an archive.
 #[derive(clap::Args, Default)]
 pub struct Args {
+    /// Reference of the image [default: localhost/pause:VERSION]
+    #[arg(long = "tag", value_name = "REFERENCE", value_parser = reference)]
+    pub reference: Option<String>,
     #[command(flatten)]
-    pub recipe: Recipe,
+    pub selection: Selection,
     /// File to write [default: target/image/pause.tar]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Also write the bare binaries and their SHA256SUMS into this new or empty directory
     #[arg(long, value_name = "DIRECTORY")]
     pub binaries: Option<PathBuf>,
-}
-
-/// What decides the bytes of the image, besides the sources.
-#[derive(clap::Args, Default)]
-pub struct Recipe {
-    /// Reference of the image [default: localhost/pause:VERSION]
-    #[arg(long, value_name = "REFERENCE", value_parser = reference)]
-    pub tag: Option<String>,
-    #[command(flatten)]
-    pub selection: Selection,
     /// Commit of the sources, if git knows none.
     #[arg(skip)]
     pub revision: Option<String>,
@@ -64,16 +53,12 @@ pub struct Selection {
 
 /// The image for one or several platforms.
 pub struct Image {
-    /// Its full name, with registry and tag.
     pub reference: String,
-    /// Digest of its manifest, or of its index if there are several platforms: what a registry calls
-    /// the image.
+    /// Digest of its manifest, or of its index if there are several platforms.
     pub digest: String,
-    /// The commit that it is made from, if it is known.
     revision: Option<String>,
     /// There is at least one.
     pub platforms: Vec<PlatformImage>,
-    /// All of it in one file.
     pub archive: Vec<u8>,
 }
 
@@ -81,7 +66,6 @@ pub struct Image {
 pub struct PlatformImage {
     pub target: &'static Target,
     pub binary: Vec<u8>,
-    /// The compressed layer.
     pub layer: Blob,
     config: Blob,
     manifest: Blob,
@@ -91,7 +75,6 @@ pub struct PlatformImage {
 pub struct Blob {
     pub bytes: Vec<u8>,
     digest: String,
-    /// How an index or a manifest refers to it.
     descriptor: Value,
 }
 
@@ -127,21 +110,22 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Writes the image to a file and returns both. If it fails there is no new file.
 pub fn make(args: &Args) -> Result<(Image, PathBuf)> {
-    let image = Image::new(&args.recipe)?;
+    let image = Image::new(args)?;
     let default = || build::project().join("target/image/pause.tar");
     let output = args.output.clone().unwrap_or_else(default);
-    write(&output, &image.archive)?;
+    write(&output, &image.archive, 0o666)?;
     Ok((image, output))
 }
 
 impl Image {
     /// Builds the release binaries and puts them into an image.
-    pub fn new(recipe: &Recipe) -> Result<Self> {
+    pub fn new(args: &Args) -> Result<Self> {
         let product = product()?;
         let version = product["version"].as_str().context("the product has no version")?;
-        let reference = recipe.tag.clone().unwrap_or_else(|| format!("localhost/pause:{version}"));
-        let revision = head()?.or_else(|| recipe.revision.clone());
-        let timestamp = recipe.timestamp.map_or_else(source_date_epoch, Ok)?;
+        let default = || format!("localhost/pause:{version}");
+        let reference = args.reference.clone().unwrap_or_else(default);
+        let revision = head()?.or_else(|| args.revision.clone());
+        let timestamp = args.timestamp.map_or_else(source_date_epoch, Ok)?;
         let mut annotations = json!({
             "org.opencontainers.image.title": product["name"],
             "org.opencontainers.image.description": product["description"],
@@ -151,14 +135,14 @@ impl Image {
             "org.opencontainers.image.licenses": product["license"],
         });
         annotations.as_object_mut().expect("an object").retain(|_, value| !value.is_null());
-        let targets = recipe.selection.targets()?.into_iter();
+        let targets = args.selection.targets()?.into_iter();
         let platforms = targets.map(|target| PlatformImage::new(target, &annotations, timestamp));
         let platforms = platforms.collect::<Result<Vec<_>>>()?;
 
         // Several platforms get an index of their own, because containerd takes two manifests of the
         // same name for one image.
         let manifests: Vec<_> = platforms.iter().map(|it| it.manifest.descriptor.clone()).collect();
-        let index = (manifests.len() > 1).then(|| Blob::json(INDEX, index_of(&manifests)));
+        let index = (manifests.len() > 1).then(|| Blob::new(INDEX, index_of(&manifests)));
         let image = index.as_ref().unwrap_or(&platforms[0].manifest);
         let mut descriptor = image.descriptor.clone();
         // containerd and Podman read the first annotation, skopeo chooses by the second.
@@ -176,7 +160,7 @@ impl Image {
 
         let mut files = vec![
             ("oci-layout".to_owned(), serialize(json!({ "imageLayoutVersion": "1.0.0" }))),
-            ("index.json".to_owned(), serialize(index_of(&[descriptor]))),
+            ("index.json".to_owned(), index_of(&[descriptor])),
             ("manifest.json".to_owned(), serialize(docker)),
         ];
         let blobs = platforms.iter().flat_map(|it| [&it.manifest, &it.config, &it.layer]);
@@ -190,13 +174,10 @@ impl Image {
 /// repository of its own.
 fn head() -> Result<Option<String>> {
     let project = build::project();
-    let git = Command::new("git")
-        .args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"])
-        .current_dir(project)
-        .env("GIT_CEILING_DIRECTORIES", project.parent().unwrap_or(project))
-        .env("LC_ALL", "C")
-        .output();
-    let Ok(git) = git else { return Ok(None) };
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]);
+    git.env("GIT_CEILING_DIRECTORIES", project.parent().unwrap_or(project)).env("LC_ALL", "C");
+    let Ok(git) = git.current_dir(project).output() else { return Ok(None) };
     if git.status.success() {
         return Ok(Some(String::from_utf8(git.stdout)?.trim().to_owned()));
     }
@@ -209,7 +190,7 @@ fn head() -> Result<Option<String>> {
 
 /// The variable that reproducible builds take their time from; 1970 without it.
 fn source_date_epoch() -> Result<u32> {
-    let Some(text) = env::var_os("SOURCE_DATE_EPOCH") else { return Ok(0) };
+    let text = env::var_os("SOURCE_DATE_EPOCH").unwrap_or_else(|| "0".into());
     let seconds = text.to_str().and_then(|text| text.parse().ok());
     seconds.with_context(|| format!("SOURCE_DATE_EPOCH is {text:?}; expected seconds since 1970"))
 }
@@ -223,12 +204,9 @@ impl Selection {
             name == "all" || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with("/v"))
         };
         for name in &self.platform {
-            let known: Vec<_> = TARGETS.iter().map(|target| target.platform).collect();
-            ensure!(
-                TARGETS.iter().any(|target| is_named(name, target)),
-                "unknown platform {name:?}; use `all` or some of: {}",
-                known.join(", ")
-            );
+            let is_known = TARGETS.iter().any(|target| is_named(name, target));
+            let all = Vec::from_iter(TARGETS.iter().map(|target| target.platform)).join(", ");
+            ensure!(is_known, "unknown platform {name:?}; use `all` or some of: {all}");
         }
         let is_wanted = |target: &&Target| match &self.platform[..] {
             [] => target.is_native(),
@@ -255,14 +233,15 @@ impl PlatformImage {
         let mut config = platform(target);
         config["created"] = json!(created);
         config["config"] = json!({
-            "User": USER,
+            // As in Kubernetes' own pause image.
+            "User": "65535:65535",
             "Entrypoint": ["/pause"],
             "WorkingDir": "/",
             "Labels": annotations,
         });
         config["rootfs"] = json!({ "type": "layers", "diff_ids": [sha256(&archive)] });
         config["history"] = json!([{ "created": created, "created_by": "cargo xtask image" }]);
-        let config = Blob::json(CONFIG, config);
+        let config = Blob::new(CONFIG, serialize(config));
         let manifest = json!({
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -270,7 +249,7 @@ impl PlatformImage {
             "layers": [layer.descriptor],
             "annotations": annotations,
         });
-        let mut manifest = Blob::json(MANIFEST, manifest);
+        let mut manifest = Blob::new(MANIFEST, serialize(manifest));
         manifest.descriptor["platform"] = platform(target);
         Ok(Self { target, binary, layer, config, manifest })
     }
@@ -281,10 +260,6 @@ impl Blob {
         let digest = sha256(&bytes);
         let descriptor = json!({ "mediaType": media_type, "digest": digest, "size": bytes.len() });
         Self { bytes, digest, descriptor }
-    }
-
-    fn json(media_type: &str, value: Value) -> Self {
-        Self::new(media_type, serialize(value))
     }
 
     /// Its path in the OCI layout.
@@ -299,12 +274,11 @@ fn product() -> Result<Value> {
     let metadata = build::stdout_of(cargo.args(["--no-deps", "--format-version=1"]))?;
     let metadata: Value = serde_json::from_str(&metadata)?;
     let mut packages = metadata["packages"].as_array().into_iter().flatten();
-    Ok(packages.find(|it| it["name"] == "pause").context("there is no package pause")?.clone())
+    packages.find(|it| it["name"] == "pause").cloned().context("there is no package pause")
 }
 
-/// An index of manifests.
-fn index_of(manifests: &[Value]) -> Value {
-    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })
+fn index_of(manifests: &[Value]) -> Vec<u8> {
+    serialize(json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests }))
 }
 
 /// The fields of a platform such as `linux/arm/v7`.
@@ -355,28 +329,27 @@ fn reference(text: &str) -> Result<String> {
 fn write_binaries(directory: &Path, platforms: &[PlatformImage]) -> Result<()> {
     let parent = directory.parent().context("it is not a directory")?;
     fs::create_dir_all(parent)?;
-    let executable = Permissions::from_mode(0o755);
-    let new = tempfile::Builder::new().permissions(executable.clone()).tempdir_in(parent)?;
+    let mode = Permissions::from_mode(0o755);
+    let new = tempfile::Builder::new().permissions(mode).tempdir_in(parent)?;
     let mut sums = String::new();
     for PlatformImage { target, binary, .. } in platforms {
         // arm64 has no other variant.
         let platform = target.platform.trim_end_matches("/v8").replace('/', "-");
         let name = format!("pause-{platform}");
-        fs::write(new.path().join(&name), binary)?;
-        fs::set_permissions(new.path().join(&name), executable.clone())?;
+        write(&new.path().join(&name), binary, 0o777)?;
         sums += &format!("{}  {name}\n", sha256(binary).trim_start_matches("sha256:"));
     }
-    fs::write(new.path().join("SHA256SUMS"), sums)?;
+    write(&new.path().join("SHA256SUMS"), sums.as_bytes(), 0o666)?;
     // This replaces an empty directory, and fails if there is something in it.
     Ok(fs::rename(new.path(), directory)?)
 }
 
-/// Writes a file, and creates its directory.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes a file as a whole or not at all, and creates its directory. The umask limits its mode.
+pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let write = || -> Result<()> {
         let directory = path.parent().context("it is not a file")?;
         fs::create_dir_all(directory)?;
-        let mode = Permissions::from_mode(0o666);
+        let mode = Permissions::from_mode(mode);
         let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(directory)?;
         file.write_all(bytes)?;
         file.persist(path)?;

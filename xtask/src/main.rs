@@ -12,7 +12,6 @@ mod verify;
 
 use clap::Parser;
 use harness::helper;
-use image::Selection;
 use std::process::exit;
 
 /// Development tasks for pause.
@@ -30,7 +29,7 @@ enum Task {
     /// Write the image as an archive that every container engine loads
     Image(image::Args),
     /// Check the sizes of the image against their budgets
-    Size(Selection),
+    Size(image::Selection),
     /// Stress-test PID 1 with orphans and signals
     Stress(stress::Args),
     /// Rebuild an image and compare it with an archive

@@ -1,6 +1,6 @@
 //! `cargo xtask size`: the sizes of the image, and whether they are within their budgets.
 
-use crate::image::{Image, PlatformImage, Recipe, Selection};
+use crate::image::{Args, Image, PlatformImage, Selection};
 use anyhow::{Result, ensure};
 use harness::markdown;
 use indicatif::HumanCount;
@@ -13,8 +13,7 @@ pub fn run(selection: &Selection) -> Result<()> {
 
 /// Builds the image and returns its sizes. Fails if one is over its budget.
 pub fn table(selection: &Selection) -> Result<String> {
-    let recipe = Recipe { selection: selection.clone(), ..Recipe::default() };
-    let image = Image::new(&recipe)?;
+    let image = Image::new(&Args { selection: selection.clone(), ..Args::default() })?;
     let mut parts = Vec::new();
     let mut archive = 0;
     for PlatformImage { target, binary, layer, .. } in &image.platforms {
@@ -26,8 +25,8 @@ pub fn table(selection: &Selection) -> Result<String> {
     parts.push(("archive".to_owned(), image.archive.len(), archive));
     let over = parts.iter().filter(|(_, bytes, budget)| *bytes as u64 > *budget);
     let over = over.map(|(part, bytes, budget)| format!("{part} ({bytes} of {budget} bytes)"));
-    let over: Vec<_> = over.collect();
-    ensure!(over.is_empty(), "over the budget: {}", over.join(", "));
+    let over = Vec::from_iter(over).join(", ");
+    ensure!(over.is_empty(), "over the budget: {over}");
     let rows = parts.into_iter().map(|(part, bytes, budget)| {
         [part, HumanCount(bytes as u64).to_string(), HumanCount(budget).to_string()]
     });
