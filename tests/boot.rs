@@ -1,8 +1,5 @@
-//! The process as PID 1 of real kernels, in machines that qemu makes.
-//!
-//! The kernels are Debian's, as `.ci/foreign-kernels` fetches them; `PAUSE_FOREIGN_KERNELS` names their
-//! folder. [`harness::target::TARGETS`] lists them. Targets for which Debian 12's qemu boots no kernel of
-//! Debian's have no trial here.
+//! The process as PID 1 of real kernels, in machines that qemu makes: those of Debian's that
+//! [`Target::kernels`] lists, which are all that Debian 12's qemu boots.
 
 use anyhow::{Context, Result, ensure};
 use cpio::newc;

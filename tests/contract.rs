@@ -1,8 +1,7 @@
 //! The contract of the process, tried on the release binary in both flavors and for every
 //! architecture: as PID 1 of a sandbox, and as another process in one.
 //!
-//! What cannot be tried on this machine is ignored with the reason; with `PAUSE_NO_SKIP=1`, as in CI,
-//! it fails. What no machine can try is not generated, see [`applies`].
+//! What no machine can try has no trial, see [`applies`].
 
 #![expect(clippy::incompatible_msrv, reason = "only the product keeps to an older Rust")]
 

@@ -1,7 +1,4 @@
 //! The shape of the ELF file that ships, for each target.
-//!
-//! A target without `core` on this machine is ignored, and the reason says how to get it. With
-//! `PAUSE_NO_SKIP=1`, as in CI, it fails.
 
 use anyhow::{Result, bail, ensure};
 use harness::build;

@@ -46,9 +46,8 @@ pub fn build(flavor: Flavor) -> Result<PathBuf> {
 }
 
 impl Target {
-    /// Builds the freestanding release binary for this target and returns its path.
-    ///
-    /// Needs neither a C compiler nor a C library for the target, only its `core`: see [`find_core`].
+    /// Builds the freestanding release binary for this target and returns its path. For this it needs
+    /// `core`, see [`find_core`], and neither a C compiler nor a C library.
     pub fn build(&self) -> Result<PathBuf> {
         if self.is_native() {
             return build(Flavor::Freestanding);

@@ -67,9 +67,8 @@ impl Helper {
     }
 }
 
-/// Runs a helper and exits, if this process was started as one; otherwise returns at once.
-///
-/// Call it first in `main`, before there is a second thread.
+/// Runs a helper and exits, if this process was started as one. Call it first in `main`, before there is
+/// a second thread.
 pub fn dispatch() {
     let arguments: Vec<_> = env::args_os().collect();
     if let [_, flag, name, sandbox, arguments @ ..] = &*arguments

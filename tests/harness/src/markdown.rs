@@ -6,11 +6,7 @@ use comfy_table::{CellAlignment, Row, Table, presets};
 use std::fs;
 use std::path::Path;
 
-/// Replaces the part of the document at `path` that `command` generates.
-///
-/// # Errors
-///
-/// When the document has no such part, or cannot be read or written.
+/// Replaces the part of the document at `path` that `command` generates. It is an error if there is none.
 pub fn update_section(path: &Path, command: &str, content: &str) -> Result<()> {
     const END: &str = "<!-- end -->";
     let begin = format!("<!-- {command} -->\n");

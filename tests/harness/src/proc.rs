@@ -25,11 +25,8 @@ pub fn wait_until(state: &str, mut reached: impl FnMut() -> bool) -> Result<()> 
     Ok(())
 }
 
-/// /proc/PID/stat, or nothing if there is no such process.
-///
-/// # Panics
-///
-/// When /proc cannot be read: a test must not take that for the end of the process.
+/// /proc/PID/stat, or nothing if there is no such process. It panics if /proc cannot be read, because a
+/// test must not take that for the end of the process.
 fn stat(process: ProcResult<Process>) -> Option<Stat> {
     match process.and_then(|process| process.stat()) {
         Err(ProcError::NotFound(_)) => None,
