@@ -33,35 +33,41 @@ pub struct Matrix {
 
 impl Matrix {
     /// A matrix without results. An engine in `required` fails where another one would be skipped.
-    /// Only scenarios with one of `filter` in their names (`docker::stop`) are run, or all. Kubernetes
-    /// and its kubelet need a system that no other engine has used, so they have to be named.
+    /// Only scenarios with one of `filter` in their names (`docker::stop`) are run, or all.
     pub fn new(required: Vec<Engine>, filter: Vec<String>, run: Run) -> Self {
         let (versions, results, reasons) = Default::default();
         Self { required, filter, run, versions, results, reasons, failed: Vec::new() }
     }
 
+    fn wants(&self, engine: Engine, scenario: Scenario) -> bool {
+        // These need a system that no other engine has used.
+        if [Engine::Kubernetes, Engine::Kubelet].contains(&engine) {
+            let name = engine.to_string();
+            if !self.filter.iter().any(|part| part.starts_with(&name)) {
+                return false;
+            }
+        }
+        let name = format!("{engine}::{scenario}");
+        self.filter.is_empty() || self.filter.iter().any(|part| name.contains(part))
+    }
+
     /// Tests one engine.
     pub fn test<D: Driver>(&mut self, engine: Engine) -> Result<()> {
-        let is_named = self.filter.iter().any(|part| part.starts_with("kube"));
-        if [Engine::Kubernetes, Engine::Kubelet].contains(&engine) && !is_named {
-            return Ok(());
-        }
-        let is_in = |name: String| self.filter.iter().any(|part| name.contains(part));
-        let is_wanted = |it: &Scenario| self.filter.is_empty() || is_in(format!("{engine}::{it}"));
-        let all = Scenario::value_variants().iter().copied();
-        let mut scenarios: Vec<_> = all.filter(|it| it.concerns(engine)).collect();
-        if !scenarios.iter().any(is_wanted) {
-            return Ok(());
-        }
-        // The others need these.
         use Scenario::{End, Load, Start};
-        scenarios.retain(|it| ![Start, End].contains(it) && (*it == Load || is_wanted(it)));
+        let all = Scenario::value_variants().iter().copied();
+        let mut tests: Vec<_> = all.filter_map(|it| Some((it, D::test(engine, it)?))).collect();
+        let mut names = tests.iter().map(|(it, _)| *it).chain([Start, End]);
+        if !names.any(|it| self.wants(engine, it)) {
+            return Ok(());
+        }
+        // Without the images there is nothing to test.
+        tests.retain(|(it, _)| *it == Load || self.wants(engine, *it));
 
         let processes = host::surroundings()?;
         let mut started = None;
         self.note(engine, Start, |run| {
             let driver = D::start(engine, &run.candidate)?;
-            started = Some((driver.version(engine)?, driver));
+            started = Some((driver.version()?, driver));
             Ok(())
         });
         let Some((version, mut driver)) = started else { return Ok(()) };
@@ -74,8 +80,11 @@ impl Matrix {
         };
         let is_process = |it: &String| it.starts_with("process");
         let before = surroundings(&driver)?;
-        for scenario in scenarios {
-            self.note(engine, scenario, |run| driver.test(scenario, run));
+        for (scenario, test) in tests {
+            self.note(engine, scenario, |run| {
+                let result = test(&mut driver, run);
+                result.and(driver.remove_all())
+            });
         }
         self.note(engine, End, |_| {
             driver.remove_all()?;

@@ -42,13 +42,13 @@ pub fn until<T>(state: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Res
 pub fn until_equal<T: PartialEq + Debug>(
     what: &str,
     look: impl Fn() -> Result<T>,
-    expected: &T,
+    expected: T,
 ) -> Result<()> {
     let mut last = None;
     let state = format!("{what} is as expected");
     let reached = until(&state, || {
         let seen = last.insert(look()?);
-        Ok((seen == expected).then_some(()))
+        Ok((*seen == expected).then_some(()))
     });
     reached.with_context(|| format!("{what}: {last:?}, where {expected:?} was expected"))
 }
