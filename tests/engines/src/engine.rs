@@ -173,8 +173,10 @@ pub use Untested::{Lacks, Skip};
 
 impl Display for Untested {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        let (Skip(reason) | Lacks(reason)) = self;
-        f.pad(reason)
+        match self {
+            Skip(reason) => write!(f, "skipped: {reason}"),
+            Lacks(reason) => write!(f, "not applicable: {reason}"),
+        }
     }
 }
 

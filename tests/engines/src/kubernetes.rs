@@ -7,9 +7,7 @@ use crate::documents;
 use crate::engine::{Driver, Engine, Skip};
 use crate::host;
 use crate::images::{self, BUSYBOX, Candidate, NGINX};
-use crate::scenario::{
-    Run, Scenario, Test, is_as_before, pause_is_init, reaps, reaps_without_wake_up,
-};
+use crate::scenario::{Run, Scenario, Test, pause_is_init, reaps, reaps_without_wake_up};
 use crate::wait::{ensure_eq, limit, script, success, until, until_equal};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
@@ -94,7 +92,7 @@ impl Driver for Kubernetes {
             kubernetes.remove_all()?;
             match restarts_daemons {
                 true => Ok(()),
-                false => is_as_before(&before, host::surroundings),
+                false => host::is_as_before(&before, host::surroundings, |_| true),
             }
         }))
     }

@@ -1,8 +1,8 @@
 //! Runs the scenarios, prints the results, and makes the matrix.
 
 use crate::engine::{Driver, Engine, Lacks, Skip};
-use crate::host::{self, cgroup_version};
-use crate::scenario::{Run, Scenario, is_as_before};
+use crate::host;
+use crate::scenario::{Run, Scenario};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use harness::markdown;
@@ -78,7 +78,6 @@ impl Matrix {
             found.extend(driver.list()?);
             Ok(found)
         };
-        let is_process = |it: &String| it.starts_with("process");
         let before = surroundings(&driver)?;
         for (scenario, test) in tests {
             self.note(engine, scenario, |run| {
@@ -87,16 +86,12 @@ impl Matrix {
             });
         }
         self.note(engine, End, |_| {
-            driver.remove_all()?;
             // The daemon may be another one now, and its network interfaces stay when it ends.
-            is_as_before(&before, || {
-                Ok(surroundings(&driver)?.into_iter().filter(|it| !is_process(it)).collect())
-            })?;
+            let is_process = |it: &str| it.starts_with("process");
+            host::is_as_before(&before, || surroundings(&driver), |it| !is_process(it))?;
             driver.end()?;
-            let counts = |it: &String| is_process(it) && !it.contains(FORGOTTEN);
-            is_as_before(&processes, || {
-                Ok(host::surroundings()?.into_iter().filter(counts).collect())
-            })
+            let counts = |it: &str| is_process(it) && !it.contains(FORGOTTEN);
+            host::is_as_before(&processes, host::surroundings, counts)
         });
         Ok(())
     }
@@ -114,14 +109,14 @@ impl Matrix {
                 let reasons = left_out.iter().map(|it| format!("not looked at: {it}"));
                 ("in part", reasons.collect())
             }
-            Err(error) => match error.downcast_ref() {
-                Some(Skip(why)) if self.required.contains(&engine) => {
-                    (FAILED, vec![format!("required, but skipped: {why}")])
-                }
-                Some(Skip(why)) => ("skipped", vec![format!("skipped: {why}")]),
-                Some(Lacks(why)) => ("n/a", vec![format!("not applicable: {why}")]),
-                None => (FAILED, vec![format!("{FAILED}: {error:#}")]),
-            },
+            Err(error) => {
+                let result = match error.downcast_ref() {
+                    Some(Skip(_)) if !self.required.contains(&engine) => "skipped",
+                    Some(Lacks(_)) => "n/a",
+                    _ => FAILED,
+                };
+                (result, vec![format!("{error:#}")])
+            }
         };
         println!("{result} ({:.1} s)", start.elapsed().as_secs_f64());
         self.results.insert((engine, scenario), result);
@@ -137,14 +132,14 @@ impl Matrix {
     /// Writes a section for docs/engines.md: engines by scenarios, and the reasons.
     pub fn write(&self, path: &Path) -> Result<()> {
         let titles = self.versions.iter().map(|(engine, version)| format!("{engine} {version}"));
-        let header: Vec<_> = [String::new()].into_iter().chain(titles).collect();
-        let rows = Scenario::value_variants().iter().filter_map(|scenario| {
-            let result = |engine| self.results.get(&(engine, *scenario)).copied();
-            let results: Vec<_> = self.versions.keys().map(|engine| result(*engine)).collect();
-            let is_used = results.iter().any(Option::is_some);
+        let header = Vec::from_iter([String::new()].into_iter().chain(titles));
+        let is_used = |it: &&Scenario| self.results.keys().any(|(_, scenario)| scenario == *it);
+        let rows = Scenario::value_variants().iter().filter(is_used).map(|scenario| {
+            let result =
+                |engine| self.results.get(&(engine, *scenario)).copied().unwrap_or_default();
+            let cells = self.versions.keys().map(|engine| result(*engine).to_owned());
             let title = format!("`{scenario}`: {}", scenario.about());
-            let cells = results.into_iter().map(|result| result.unwrap_or_default().to_owned());
-            is_used.then(|| [title].into_iter().chain(cells).collect::<Vec<_>>())
+            Vec::from_iter([title].into_iter().chain(cells))
         });
         let table = markdown::table(header, rows);
         let reasons = self.reasons.iter().map(|((engine, reason), scenarios)| {
@@ -152,8 +147,9 @@ impl Matrix {
         });
         let reasons = String::from_iter(reasons);
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        let (kernel, version) = (kernel.trim(), cgroup_version());
-        let head = format!("Kernel {kernel}, control groups of version {version}");
+        let is_version_2 = Path::new("/sys/fs/cgroup/cgroup.procs").exists();
+        let cgroups = if is_version_2 { 2 } else { 1 };
+        let head = format!("Kernel {}, control groups of version {cgroups}", kernel.trim());
         fs::write(path, format!("{head}\n\n{table}\n\n{reasons}"))
             .with_context(|| format!("cannot write {}", path.display()))
     }

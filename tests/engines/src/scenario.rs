@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use procfs::process::Process;
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 
@@ -346,13 +346,4 @@ pub fn reaps_without_wake_up(pid: i32, shell: &impl Fn(&str) -> Result<String>) 
     let before = activity(pid)?;
     reaps(shell)?;
     ensure_eq("what pause cost the scheduler", activity(pid)?, before)
-}
-
-/// Waits until nothing is there but what was there `before`.
-pub fn is_as_before(
-    before: &HashSet<String>,
-    now: impl Fn() -> Result<HashSet<String>>,
-) -> Result<()> {
-    let left = || Ok(now()?.difference(before).cloned().collect());
-    until_equal("what is left behind", left, BTreeSet::new())
 }
