@@ -152,7 +152,7 @@ impl PodDriver for Cli {
     }
 
     fn restart_daemon(&mut self) -> Result<()> {
-        self.daemon.as_mut().ok_or(Lacks("it has no daemon"))?.restart(answers)
+        self.daemon.as_mut().context("it has no daemon")?.restart(answers)
     }
 
     fn load(&self, archive: &Path) -> Result<()> {
@@ -160,7 +160,11 @@ impl PodDriver for Cli {
     }
 
     fn check_image(&self, reference: &str) -> Result<()> {
-        runs_pause(&self.inspect(reference)?)
+        let config = &self.inspect(reference)?["Config"];
+        ensure_eq("the user", &config["User"], &json!("65535:65535"))?;
+        ensure_eq("the entrypoint", &config["Entrypoint"], &json!(["/pause"]))?;
+        // What is not set is null, or is not there.
+        ensure_eq("the command", &config["Cmd"], &Value::Null)
     }
 
     fn start_pod(&self, name: &str, pid_namespace: PidNamespace) -> Result<Pod> {
@@ -257,22 +261,19 @@ impl Cli {
 
     /// Checks that the Dockerfile builds the same program as cargo, in an image made from this machine.
     fn build(&mut self, run: &Run) -> Result<()> {
-        let toolchain = images::toolchain()?;
-        let changes = images::BUILD_ENVIRONMENT.iter().flat_map(|change| ["--change", change]);
-        let import = ["import"].into_iter().chain(changes);
-        self.call(import.chain([toolchain, "localhost/toolchain"]))?;
+        let mut import = self.client();
+        import.args(["import", "--change=ENV PATH=/usr/local/rust/bin:/usr/bin"]);
+        import.args(["--change=ENV CARGO_HOME=/usr/local/cargo"]);
+        import.args(["--change=ENV CARGO_NET_OFFLINE=true"]);
+        success(import.args([images::toolchain()?, "localhost/toolchain"]))?;
 
         let mut build = Command::new(if self.is_docker() { "docker" } else { "buildah" });
-        build.args([
-            "build",
-            "--build-arg=RUST_IMAGE=localhost/toolchain",
-            "--tag=localhost/built",
-        ]);
+        build.args(["build", "--build-arg=RUST_IMAGE=localhost/toolchain"]);
         if !self.is_docker() {
             build.args(["--isolation=chroot", "--pull-never"]);
         }
-        success(build.arg(project()))?;
-        runs_pause(&self.inspect("localhost/built")?)?;
+        success(build.arg("--tag=localhost/built").arg(project()))?;
+        self.check_image("localhost/built")?;
         self.call(["create", "--name=built", "localhost/built"])?;
         self.call(["cp", "built:/pause", "/var/tmp/built"])?;
         self.call(["rm", "built"])?;
@@ -302,15 +303,6 @@ impl Cli {
         let mut found: Value = serde_json::from_str(&self.call(["inspect", name])?)?;
         Ok(found[0].take())
     }
-}
-
-/// The image runs `/pause` as the user 65535, and no command besides.
-fn runs_pause(image: &Value) -> Result<()> {
-    let config = &image["Config"];
-    ensure_eq("the user", &config["User"], &json!("65535:65535"))?;
-    ensure_eq("the entrypoint", &config["Entrypoint"], &json!(["/pause"]))?;
-    // What is not set is null, or is not there.
-    ensure_eq("the command", &config["Cmd"], &Value::Null)
 }
 
 fn answers() -> bool {

@@ -58,7 +58,7 @@ impl Driver for Containerd {
         configure(&candidate.reference)?;
         script("mkdir -p /opt/cni && ln -sfn /usr/lib/cni /opt/cni/bin", &[])?;
         Ok(Self {
-            daemon: Daemon::start(&["containerd"], answers)?,
+            daemon: Daemon::start(&["containerd"], || is_ready(SOCKET))?,
             events: Daemon::start(&["ctr", "--namespace", "k8s.io", "events"], listens())?,
         })
     }
@@ -93,7 +93,7 @@ impl PodDriver for Containerd {
     const KILLS_PAUSE: bool = true;
 
     fn restart_daemon(&mut self) -> Result<()> {
-        self.daemon.restart(answers)?;
+        self.daemon.restart(|| is_ready(SOCKET))?;
         self.events.restart(listens())
     }
 
@@ -159,7 +159,7 @@ impl PodDriver for Containerd {
     }
 
     fn pid(&self, container: &str) -> Result<i32> {
-        process(container).context("it does not run")
+        process(container)
     }
 
     fn shell(&self, container: &str, script: &str) -> Result<String> {
@@ -196,10 +196,11 @@ fn sandbox_config(name: &str, pid: i32) -> Value {
     })
 }
 
-/// The process of a container, if it is there.
-pub fn process(id: &str) -> Option<i32> {
+/// The process of a container that runs.
+pub fn process(id: &str) -> Result<i32> {
     let tasks = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
-    fs::read_to_string(format!("{tasks}/{id}/init.pid")).ok()?.parse().ok()
+    let pid = fs::read_to_string(format!("{tasks}/{id}/init.pid"));
+    Ok(pid.with_context(|| format!("the container {id} does not run"))?.parse()?)
 }
 
 /// Waits until containerd has reported the end of a container, and returns its exit code. CRI reports
@@ -217,10 +218,6 @@ pub fn exit_code(id: &str) -> Result<i64> {
         }
         Ok(None)
     })
-}
-
-fn answers() -> bool {
-    is_ready(SOCKET)
 }
 
 /// Whether the daemon behind `socket` answers, and is ready for pods.

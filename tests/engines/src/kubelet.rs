@@ -5,14 +5,15 @@ use crate::containerd::{SOCKET, crictl, remove_sandboxes};
 use crate::engine::{Driver, Engine};
 use crate::host;
 use crate::images::Candidate;
-use crate::kubernetes::{self, SHARED_PID, SIGNALS, Sandbox, manifest_for, node, sandbox};
+use crate::kubernetes::{
+    self, Kubernetes, SHARED_PID, SIGNALS, Sandbox, manifest_for, node, sandbox,
+};
 use crate::scenario::{Run, Scenario, Test, pause_is_init, reaps_without_wake_up};
-use crate::wait::{ensure_eq, script, success, until_equal};
+use crate::wait::{ensure_eq, script, until_equal};
 use anyhow::Result;
 use harness::sandbox::USER;
 use std::collections::HashSet;
 use std::fs;
-use std::process::Command;
 
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
 
@@ -27,8 +28,7 @@ impl Driver for Kubelet {
     }
 
     fn version(&self) -> Result<String> {
-        let version = success(Command::new("/opt/kubernetes/kubelet").arg("--version"))?;
-        Ok(version.trim_start_matches("Kubernetes v").to_owned())
+        Kubernetes.version()
     }
 
     fn test(_: Engine, scenario: Scenario) -> Option<Test<Self>> {

@@ -57,8 +57,8 @@ impl Driver for Kubernetes {
     }
 
     fn version(&self) -> Result<String> {
-        let version = field("node/node", ".status.nodeInfo.kubeletVersion")?;
-        Ok(version.trim_start_matches('v').to_owned())
+        let version = success(Command::new("/opt/kubernetes/kubelet").arg("--version"))?;
+        Ok(version.trim_start_matches("Kubernetes v").to_owned())
     }
 
     fn test(_: Engine, scenario: Scenario) -> Option<Test<Self>> {
@@ -131,18 +131,15 @@ pub fn load(run: &Run) -> Result<()> {
     until_equal("the pin of the image", || Ok(image()?["status"]["pinned"].take()), json!(true))
 }
 
-fn has_image(name: &str) -> bool {
-    inspect("inspecti", name).is_ok()
-}
-
 fn garbage(run: &Run) -> Result<()> {
     // No disk is that empty, so it removes all unused images at once. (Its image garbage collection runs the
     // same code, but only every five minutes.)
     node(&["kubelet", "--eviction-hard=nodefs.available<99%,imagefs.available<99%"])?;
     for name in [BUSYBOX, NGINX] {
-        until(&format!("{name} is removed"), || Ok((!has_image(name)).then_some(())))?;
+        until(&format!("{name} is removed"), || Ok(inspect("inspecti", name).err()))?;
     }
-    ensure!(has_image(&run.candidate.reference), "the kubelet removed the image of sandboxes");
+    let kept = inspect("inspecti", &run.candidate.reference);
+    kept.context("the kubelet removed the image of sandboxes")?;
     node(&["kubelet"])?;
     load(run)?;
     shared_pid(run).map(drop)
@@ -208,12 +205,8 @@ fn tutorial(run: &Run) -> Result<()> {
     })?;
     let url = format!("http://{}/", sandbox(name, run, USER)?.address);
     let fetch = ["wget", "-q", "-O", "-", &url];
-    let page = || Ok(success(Command::new("busybox").args(fetch)).ok());
-    ensure_eq(
-        "what nginx serves",
-        &*until("nginx answers", page)?,
-        "Hello from the debian container",
-    )
+    let page = until("nginx answers", || Ok(success(Command::new("busybox").args(fetch)).ok()))?;
+    ensure_eq("what nginx serves", &*page, "Hello from the debian container")
 }
 
 fn replace(run: &Run) -> Result<()> {
@@ -290,8 +283,7 @@ fn placeholder(run: &Run) -> Result<()> {
     apply("examples/placeholder.yaml", "restricted", run)?;
     rolled_out("deployment/placeholder")?;
     let id = id(&pod_of("placeholder")?)?;
-    let pid = process(&id).context("the placeholder does not run")?;
-    let pause = host::asleep(pid, &run.binary, USER)?.status()?;
+    let pause = host::asleep(process(&id)?, &run.binary, USER)?.status()?;
     ensure_eq("the capabilities it could get", pause.capbnd, Some(0))?;
     ensure_eq("the flag no_new_privs", pause.nonewprivs, Some(1))?;
 

@@ -40,15 +40,12 @@ impl Matrix {
     }
 
     fn wants(&self, engine: Engine, scenario: Scenario) -> bool {
-        // These need a system that no other engine has used.
-        if [Engine::Kubernetes, Engine::Kubelet].contains(&engine) {
-            let name = engine.to_string();
-            if !self.filter.iter().any(|part| part.starts_with(&name)) {
-                return false;
-            }
-        }
+        // They need a system that no other engine has used, so they have to be named.
+        let is_apart = [Engine::Kubernetes, Engine::Kubelet].contains(&engine);
+        let is_named = self.filter.iter().any(|part| part.starts_with(&engine.to_string()));
         let name = format!("{engine}::{scenario}");
-        self.filter.is_empty() || self.filter.iter().any(|part| name.contains(part))
+        let is_in = self.filter.is_empty() || self.filter.iter().any(|part| name.contains(part));
+        is_in && (is_named || !is_apart)
     }
 
     /// Tests one engine.
@@ -135,10 +132,12 @@ impl Matrix {
         let header = Vec::from_iter([String::new()].into_iter().chain(titles));
         let is_used = |it: &&Scenario| self.results.keys().any(|(_, scenario)| scenario == *it);
         let rows = Scenario::value_variants().iter().filter(is_used).map(|scenario| {
-            let result =
-                |engine| self.results.get(&(engine, *scenario)).copied().unwrap_or_default();
-            let cells = self.versions.keys().map(|engine| result(*engine).to_owned());
-            let title = format!("`{scenario}`: {}", scenario.about());
+            let results =
+                self.versions.keys().map(|engine| self.results.get(&(*engine, *scenario)));
+            let cells = results.map(|it| it.copied().unwrap_or_default().to_owned());
+            let value = scenario.to_possible_value();
+            let about = value.and_then(|it| it.get_help().map(ToString::to_string));
+            let title = format!("`{scenario}`: {}", about.unwrap_or_default());
             Vec::from_iter([title].into_iter().chain(cells))
         });
         let table = markdown::table(header, rows);
@@ -147,8 +146,7 @@ impl Matrix {
         });
         let reasons = String::from_iter(reasons);
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        let is_version_2 = Path::new("/sys/fs/cgroup/cgroup.procs").exists();
-        let cgroups = if is_version_2 { 2 } else { 1 };
+        let cgroups = if Path::new("/sys/fs/cgroup/cgroup.procs").exists() { 2 } else { 1 };
         let head = format!("Kernel {}, control groups of version {cgroups}", kernel.trim());
         fs::write(path, format!("{head}\n\n{table}\n\n{reasons}"))
             .with_context(|| format!("cannot write {}", path.display()))
