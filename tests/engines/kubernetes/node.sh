@@ -137,8 +137,8 @@ ip route add default dev node
 ip link add pods type bridge
 
 # Of version 1 of control groups, containerd and gVisor's shim look for the hierarchy that systemd keeps.
-# The other engines, which run before, would expect systemd behind it.
-if grep --quiet :name=systemd: /proc/self/cgroup; then
+# The other engines, which run before, would expect systemd behind it. An earlier node has left it.
+if grep --quiet :name=systemd: /proc/self/cgroup && [[ ! -e /sys/fs/cgroup/systemd ]]; then
   mkdir /sys/fs/cgroup/systemd
   mount --types cgroup --options none,name=systemd cgroup /sys/fs/cgroup/systemd
 fi
