@@ -9,7 +9,7 @@ use crate::kubernetes::{
     self, Kubernetes, SHARED_PID, SIGNALS, Sandbox, manifest_for, node, sandbox,
 };
 use crate::scenario::{Run, Scenario, Test, pause_is_init, reaps_without_wake_up};
-use crate::wait::{ensure_eq, script, until_equal};
+use crate::wait::{ensure_eq, script, until, until_equal};
 use anyhow::Result;
 use harness::sandbox::USER;
 use std::collections::HashSet;
@@ -48,8 +48,8 @@ impl Driver for Kubelet {
         script("rm -f \"$1\"/*", &[MANIFESTS])?;
         let ready = || crictl(["pods", "--quiet", "--state=ready"]);
         until_equal("the pods that the kubelet has not stopped", ready, String::new())?;
-        // The kubelet itself does it once a minute.
-        remove_sandboxes(SOCKET)
+        // The kubelet itself does it once a minute, and a call fails while it is at it.
+        until("the sandboxes are removed", || Ok(remove_sandboxes(SOCKET).ok()))
     }
 
     fn end(self) -> Result<()> {
