@@ -41,30 +41,26 @@ pub struct Args {
 /// Builds the image and tries it on the engines. Fails if a scenario does.
 pub fn run(args: &Args) -> Result<()> {
     const REPORT: &str = "/report.md";
+    // The command names its section, because a matrix has only what it tests.
+    let vm = if args.vm { " --vm" } else { "" };
+    let filter: String = args.filter.iter().map(|it| format!(" {it}")).collect();
+    let section = format!("cargo xtask engines --release {}{vm} --report{filter}", args.release);
     let document = project().join("docs/engines.md");
-    let section = section(args);
     let is_there = fs::read_to_string(&document)?.contains(&format!("<!-- {section} -->"));
     ensure!(!args.report || is_there, "{} has no section <!-- {section} -->", document.display());
+    let mut git = Command::new("git");
+    git.args(["show", "--no-patch", "--format=Commit %h of %cs"]);
+    let commit = args.report.then(|| build::stdout_of(&mut git)).transpose()?;
 
-    let git = ["show", "--no-patch", "--format=Commit %h of %cs"];
-    let commit = || build::stdout_of(Command::new("git").args(git));
-    let commit = args.report.then(commit).transpose()?;
     let newer = if args.release == "bookworm" { "" } else { NEWER_PACKAGES };
-    let packages = PACKAGES.split(' ').chain(newer.split_whitespace()).collect::<Vec<_>>();
+    let packages: Vec<_> = PACKAGES.split(' ').chain(newer.split_whitespace()).collect();
     let mut debian = Debian::make(&args.release, &packages)?;
     debian.show(&kubernetes(args)?, "/opt/kubernetes");
-    let mut command = add_program(&debian)?;
-    add_sources(&mut debian)?;
-    if let Some(names) = &args.require {
-        command.extend(["--require".to_owned(), names.clone()]);
-    }
-    if args.report {
-        command.extend(["--report", REPORT].map(str::to_owned));
-    }
+    let mut command = add_program(&mut debian)?;
     let is_emulated = args.vm && !debian.has_kvm()?;
-    if is_emulated {
-        command.extend(["--slowness", "10"].map(str::to_owned));
-    }
+    command.extend(is_emulated.then(|| "--slowness=10".to_owned()));
+    command.extend(args.require.iter().map(|engines| format!("--require={engines}")));
+    command.extend(args.report.then(|| format!("--report={REPORT}")));
     command.extend(args.filter.clone());
     let passed = match args.vm {
         false => debian.run(&command)?,
@@ -79,21 +75,21 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The command that makes the matrix, which names its section of docs/engines.md. Kubernetes has its own
-/// section, because no other engine may have run in the same system before.
-fn section(args: &Args) -> String {
-    let vm = if args.vm { " --vm" } else { "" };
-    let filter: String = args.filter.iter().map(|it| format!(" {it}")).collect();
-    format!("cargo xtask engines --release {}{vm} --report{filter}", args.release)
-}
-
-/// Copies the program with the scenarios and its inputs into the system, and returns its command line.
-fn add_program(debian: &Debian) -> Result<Vec<String>> {
+/// Copies the program with the scenarios, its inputs and the sources into the system, and returns its
+/// command line. Shows Rust and cargo's registry, for building the Dockerfile without a registry.
+fn add_program(debian: &mut Debian) -> Result<Vec<String>> {
     let (image, archive) = image::make(&image::Args::default())?;
     let mut inputs = vec![("image", archive), ("binary", build::build(Flavor::Freestanding)?)];
     inputs.extend(image_for_all_platforms()?.map(|archive| ("all", archive)));
-    let folder = debian.changed("/inputs");
+    let [folder, sources] = ["/inputs", "/project"].map(|it| debian.changed(it));
     fs::create_dir_all(&folder)?;
+    fs::create_dir_all(&sources)?;
+    build::copy_sources(&sources)?;
+    let default = || env::home_dir().unwrap_or_default().join(".cargo");
+    let cargo = env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
+    debian.show(&cargo.join("registry"), "/registry");
+    debian.show(&build::sysroot()?, "/rust");
+
     let copy = |file, name| build::stdout_of(Command::new("cp").args([file, folder.join(name)]));
     copy(build::build_program("engines")?, "engines")?;
     let command =
@@ -101,21 +97,9 @@ fn add_program(debian: &Debian) -> Result<Vec<String>> {
     let mut command = command.map(str::to_owned).to_vec();
     for (name, file) in inputs {
         copy(file, name)?;
-        command.extend([format!("--{name}"), format!("/inputs/{name}")]);
+        command.push(format!("--{name}=/inputs/{name}"));
     }
     Ok(command)
-}
-
-/// Adds the sources, and shows Rust and cargo's registry, for building the Dockerfile without a registry.
-fn add_sources(debian: &mut Debian) -> Result<()> {
-    let sources = debian.changed("/project");
-    fs::create_dir_all(&sources)?;
-    build::copy_sources(&sources)?;
-    debian.show(&build::sysroot()?, "/rust");
-    let default = || env::home_dir().unwrap_or_default().join(".cargo");
-    let cargo = env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
-    debian.show(&cargo.join("registry"), "/registry");
-    Ok(())
 }
 
 /// Builds the programs of Kubernetes if it is asked for, and crictl, which drives containerd, in any

@@ -54,9 +54,7 @@ kubelet() {
       mount --bind "${file#*/}" "/proc/sys/$file"
     done
     exec "$@"' sh kubelet --config kubelet.yaml --hostname-override node --node-ip "$address" "$@"
-  # Of an earlier one, the API server believes for a while that it is ready.
   answers kubelet busybox wget -q -O - http://127.0.0.1:10248/healthz
-  [[ ! -e kube-apiserver.pid ]] || answers kubelet kubectl wait --for condition=Ready --timeout 1s node/node
 }
 
 control_plane() {
@@ -104,8 +102,13 @@ control-plane)
   ;;
 kubelet)
   stop kubelet
-  if [[ -e kube-apiserver.pid ]]; then set -- "$@" --kubeconfig "$config"; fi
-  kubelet "${@:2}"
+  if [[ -e kube-apiserver.pid ]]; then
+    kubelet "${@:2}" --kubeconfig "$config"
+    # Only now, for of an earlier one the API server believes for a while that it is ready.
+    answers kubelet kubectl wait --for condition=Ready --timeout 1s node/node
+  else
+    kubelet "${@:2}"
+  fi
   exit
   ;;
 containerd)
@@ -134,8 +137,8 @@ ip route add default dev node
 ip link add pods type bridge
 
 # Of version 1 of control groups, containerd and gVisor's shim look for the hierarchy that systemd keeps.
-# The other engines, which run before, would expect systemd behind it.
-if grep --quiet :name=systemd: /proc/self/cgroup; then
+# The other engines, which run before, would expect systemd behind it. An earlier node has left it.
+if grep --quiet :name=systemd: /proc/self/cgroup && [[ ! -e /sys/fs/cgroup/systemd ]]; then
   mkdir /sys/fs/cgroup/systemd
   mount --types cgroup --options none,name=systemd cgroup /sys/fs/cgroup/systemd
 fi

@@ -3,13 +3,15 @@
 
 use crate::containerd::deployed;
 use crate::daemon::Daemon;
-use crate::engine::{Driver, Engine, Lacks, PidNamespace, Pod, PodDriver, Skip, Spec};
+use crate::documents;
+use crate::engine::{Driver, Engine, Lacks, PidNamespace, Pod, PodDriver, Skip, Spec, version_of};
 use crate::host;
 use crate::images::{self, Candidate};
-use crate::scenario::{Run, Scenario};
+use crate::scenario::{Run, Scenario, Test, Tested, test_with_pods};
 use crate::wait::{ensure_eq, script, streams, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
+use harness::sandbox::USER;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -18,10 +20,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-/// The words before each command of Podman's, as root and as an ordinary user.
-const PODMAN: &str = "env PODMAN_IGNORE_CGROUPSV1_WARNING=1 podman";
+/// The words before each command of an ordinary user's Podman.
 const PODMAN_AS_USER: &str = "setpriv --reuid=1000 --regid=1000 --clear-groups \
-    env PODMAN_IGNORE_CGROUPSV1_WARNING=1 HOME=/var/lib/user XDG_RUNTIME_DIR=/run/user/1000 podman";
+    env HOME=/var/lib/user XDG_RUNTIME_DIR=/run/user/1000 podman";
 
 /// Prepares the system for root's Podman, whose words are in $1.
 const PREPARE_ROOT: &str = r#"
@@ -48,26 +49,25 @@ const PREPARE_USER: &str = r#"
     $1 info > /dev/null
 "#;
 
-/// How containers are started: from what is there, and left running.
 const RUN: [&str; 3] = ["run", "--detach", "--pull=never"];
 
-/// Removes Docker's containers.
-const REMOVE: &str =
-    "docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes";
+/// Control groups are without systemd, which would have to be asked for them. Containers outlive the daemon,
+/// until it comes back.
+const DOCKER_SETTINGS: &str =
+    r#"{ "exec-opts": ["native.cgroupdriver=cgroupfs"], "live-restore": true }"#;
 
 /// Where the drop-in in `deploy/` goes.
 const DROP_IN: &str = "/etc/containers/containers.conf.d/pause.conf";
 
-/// The file that docs/embedding.md names for a host without an image, and its setting.
-const HOST_FILE: &str = "/usr/local/libexec/pause";
+/// The setting in docs/embedding.md for a host without an image, and its file.
 const INIT_PATH: &str = "init_path = \"/usr/local/libexec/pause\"";
+const HOST_FILE: &str = "/usr/local/libexec/pause";
 
 /// Docker or Podman. An ordinary user's Podman has a user namespace that all of its pods share.
 pub struct Cli {
     engine: Engine,
     /// The words before each command.
     program: &'static str,
-    /// Docker's.
     daemon: Option<Daemon>,
     reference: String,
 }
@@ -76,13 +76,14 @@ impl Driver for Cli {
     fn start(engine: Engine, candidate: &Candidate) -> Result<Self> {
         let reference = candidate.reference.clone();
         if engine == Engine::Docker {
-            configure_docker()?;
+            fs::create_dir_all("/etc/docker")?;
+            fs::write("/etc/docker/daemon.json", DOCKER_SETTINGS)?;
             let daemon = Some(Daemon::start(&["dockerd"], answers)?);
             return Ok(Self { engine, program: "docker", daemon, reference });
         }
         let (program, prepare) = match engine {
             Engine::PodmanRootless => (PODMAN_AS_USER, PREPARE_USER),
-            _ => (PODMAN, PREPARE_ROOT),
+            _ => ("podman", PREPARE_ROOT),
         };
         let tun = File::open("/dev/net/tun");
         ensure!(engine == Engine::Podman || tun.is_ok(), Skip("there is no /dev/net/tun"));
@@ -91,26 +92,25 @@ impl Driver for Cli {
         Ok(Self { engine, program, daemon: None, reference })
     }
 
-    fn version(&self, engine: Engine) -> Result<String> {
-        let version = engine.version()?;
+    fn version(&self) -> Result<String> {
         if self.is_docker() {
-            return Ok(version);
+            return version_of("docker.io");
         }
         let runtime = self.call(["info", "--format={{.Host.OCIRuntime.Name}}"])?;
-        Ok(format!("{version} ({runtime})"))
+        Ok(format!("{} ({runtime})", version_of("podman")?))
     }
 
-    fn test(&mut self, scenario: Scenario, run: &Run) -> Result<()> {
-        match scenario {
-            Scenario::Build => return self.build(run),
-            Scenario::HostFile => use_host_file(&self.engine.version()?, &run.binary)?,
-            _ => {}
+    fn test(engine: Engine, scenario: Scenario) -> Option<Test<Self>> {
+        match (scenario, engine) {
+            (Scenario::Build, Engine::Docker | Engine::Podman) => Some(Box::new(Self::build)),
+            (Scenario::Readme, Engine::Docker) => Some(Box::new(|_, run| documents::docker(run))),
+            (Scenario::HostFile, Engine::Podman | Engine::PodmanRootless) => {
+                Some(Box::new(Self::host_file))
+            }
+            // Podman has no daemon.
+            (Scenario::Restart, Engine::Podman | Engine::PodmanRootless) => None,
+            _ => test_with_pods(scenario),
         }
-        let result = scenario.test(self.engine, self, run);
-        if scenario == Scenario::HostFile {
-            configure_podman(&self.reference)?;
-        }
-        result
     }
 
     fn list(&self) -> Result<HashSet<String>> {
@@ -124,11 +124,12 @@ impl Driver for Cli {
     }
 
     fn remove_all(&self) -> Result<()> {
+        let remove =
+            "docker ps --all --quiet | xargs --no-run-if-empty docker rm --force --volumes";
         match self.is_docker() {
-            true => script(REMOVE, &[]),
-            false => self.call(["pod", "rm", "--all", "--force", "--time=0"]),
+            true => script(remove, &[]).map(drop),
+            false => self.call(["pod", "rm", "--all", "--force", "--time=0"]).map(drop),
         }
-        .map(drop)
     }
 
     fn end(self) -> Result<()> {
@@ -145,8 +146,13 @@ impl Driver for Cli {
 }
 
 impl PodDriver for Cli {
+    fn user(&self) -> u32 {
+        // Podman ignores the image's user, and makes pause the pod's root.
+        if self.is_docker() { USER } else { 0 }
+    }
+
     fn restart_daemon(&mut self) -> Result<()> {
-        self.daemon.as_mut().ok_or(Lacks("it has no daemon"))?.restart(answers)
+        self.daemon.as_mut().context("it has no daemon")?.restart(answers)
     }
 
     fn load(&self, archive: &Path) -> Result<()> {
@@ -154,28 +160,24 @@ impl PodDriver for Cli {
     }
 
     fn check_image(&self, reference: &str) -> Result<()> {
-        runs_pause(&self.inspect(reference)?)
+        let config = &self.inspect(reference)?["Config"];
+        ensure_eq("the user", &config["User"], &json!("65535:65535"))?;
+        ensure_eq("the entrypoint", &config["Entrypoint"], &json!(["/pause"]))?;
+        // What is not set is null, or is not there.
+        ensure_eq("the command", &config["Cmd"], &Value::Null)
     }
 
     fn start_pod(&self, name: &str, pid_namespace: PidNamespace) -> Result<Pod> {
-        let pause = if self.is_docker() { name.to_owned() } else { format!("{name}-infra") };
-        let mut start = self.client();
+        let host = (pid_namespace == PidNamespace::Host).then_some("--pid=host");
         if self.is_docker() {
-            start.args(RUN).args(["--name", name, "--ipc=shareable"]);
-        } else {
-            start.args(["pod", "create", "--name", name, "--infra-name", &pause]);
-            start.arg("--share=pid,ipc,net,uts");
+            let options = ["--name", name, "--ipc=shareable"].into_iter().chain(host);
+            self.call(RUN.into_iter().chain(options).chain([&*self.reference]))?;
+            return Ok(Pod { name: name.to_owned(), pause: name.to_owned() });
         }
-        if pid_namespace == PidNamespace::Host {
-            start.arg("--pid=host");
-        }
-        if self.is_docker() {
-            start.arg(&self.reference);
-        }
-        success(&mut start)?;
-        if !self.is_docker() {
-            self.call(["pod", "start", name])?;
-        }
+        let pause = format!("{name}-infra");
+        let create = ["pod", "create", "--name", name, "--infra-name", &pause];
+        self.call(create.into_iter().chain(["--share=pid,ipc,net,uts"]).chain(host))?;
+        self.call(["pod", "start", name])?;
         Ok(Pod { name: name.to_owned(), pause })
     }
 
@@ -249,7 +251,7 @@ impl Cli {
     fn client(&self) -> Command {
         let mut words = self.program.split(' ');
         let mut client = Command::new(words.next().unwrap_or_default());
-        client.args(words).current_dir("/");
+        client.args(words).current_dir("/").env("PODMAN_IGNORE_CGROUPSV1_WARNING", "1");
         client
     }
 
@@ -258,25 +260,42 @@ impl Cli {
     }
 
     /// Checks that the Dockerfile builds the same program as cargo, in an image made from this machine.
-    fn build(&self, run: &Run) -> Result<()> {
-        let toolchain = images::toolchain()?;
-        let changes = images::BUILD_ENVIRONMENT.iter().flat_map(|change| ["--change", change]);
-        let import = ["import"].into_iter().chain(changes);
-        self.call(import.chain([toolchain, "localhost/toolchain"]))?;
+    fn build(&mut self, run: &Run) -> Result<()> {
+        let mut import = self.client();
+        import.args(["import", "--change=ENV PATH=/usr/local/rust/bin:/usr/bin"]);
+        import.args(["--change=ENV CARGO_HOME=/usr/local/cargo"]);
+        import.args(["--change=ENV CARGO_NET_OFFLINE=true"]);
+        success(import.args([images::toolchain()?, "localhost/toolchain"]))?;
 
-        let mut build = if self.is_docker() { self.client() } else { Command::new("buildah") };
-        build.arg("build");
+        let mut build = Command::new(if self.is_docker() { "docker" } else { "buildah" });
+        build.args(["build", "--build-arg=RUST_IMAGE=localhost/toolchain"]);
         if !self.is_docker() {
             build.args(["--isolation=chroot", "--pull-never"]);
         }
-        build.args(["--build-arg=RUST_IMAGE=localhost/toolchain", "--tag=localhost/built"]);
-        success(build.arg(project()))?;
-        runs_pause(&self.inspect("localhost/built")?)?;
+        success(build.arg("--tag=localhost/built").arg(project()))?;
+        self.check_image("localhost/built")?;
         self.call(["create", "--name=built", "localhost/built"])?;
         self.call(["cp", "built:/pause", "/var/tmp/built"])?;
         self.call(["rm", "built"])?;
         ensure!(fs::read("/var/tmp/built")? == run.binary, "it builds another program than cargo");
         Ok(())
+    }
+
+    /// Checks that the file that docs/embedding.md names can be the init of pods.
+    fn host_file(&mut self, run: &Run) -> Result<()> {
+        let version = version_of("podman")?;
+        let version: Vec<u32> = version.split('.').filter_map(|it| it.parse().ok()).collect();
+        let reason = "before version 5.5, Podman builds an image around catatonit for such pods";
+        ensure!(version >= vec![5, 5], Lacks(reason));
+        let page = fs::read_to_string(project().join("docs/embedding.md"))?;
+        ensure!(page.contains(INIT_PATH), "docs/embedding.md does not say {INIT_PATH}");
+        fs::create_dir_all("/usr/local/libexec")?;
+        fs::write(HOST_FILE, &run.binary)?;
+        fs::set_permissions(HOST_FILE, Permissions::from_mode(0o755))?;
+        fs::write(DROP_IN, format!("[containers]\n{INIT_PATH}\n"))?;
+        let result = Tested { driver: self, run }.host_file();
+        configure_podman(&self.reference)?;
+        result
     }
 
     /// What the engine knows of an image or a container.
@@ -286,36 +305,13 @@ impl Cli {
     }
 }
 
-/// The image runs `/pause` as the user 65535, and no command besides.
-fn runs_pause(image: &Value) -> Result<()> {
-    let config = &image["Config"];
-    ensure_eq("the user", &config["User"], &json!("65535:65535"))?;
-    ensure_eq("the entrypoint", &config["Entrypoint"], &json!(["/pause"]))?;
-    // What is not set is null, or is not there.
-    ensure_eq("the command", &config["Cmd"], &Value::Null)
-}
-
-/// Whether Docker's daemon answers.
 fn answers() -> bool {
     success(Command::new("docker").arg("version")).is_ok()
 }
 
-/// Writes the configuration of Docker's daemon.
-fn configure_docker() -> Result<()> {
-    let settings = json!({
-        // Without systemd, which would have to be asked for control groups.
-        "exec-opts": ["native.cgroupdriver=cgroupfs"],
-        // Containers outlive the daemon, until it comes back.
-        "live-restore": true,
-    });
-    fs::create_dir_all("/etc/docker")?;
-    Ok(fs::write("/etc/docker/daemon.json", settings.to_string())?)
-}
-
 /// Installs the file in `deploy/`, and what Podman needs on this machine.
 fn configure_podman(image: &str) -> Result<()> {
-    let folder = Path::new("/etc/containers/containers.conf.d");
-    fs::create_dir_all(folder)?;
+    fs::create_dir_all("/etc/containers/containers.conf.d")?;
     fs::write(DROP_IN, deployed("podman-containers.conf", image)?)?;
     // Where there is no systemd, Podman cannot ask it for control groups and for the log.
     let manager = if Path::new("/run/systemd/system").exists() { "systemd" } else { "cgroupfs" };
@@ -325,18 +321,5 @@ fn configure_podman(image: &str) -> Result<()> {
     if !host::has_cap_sys_resource()? {
         config += "default_ulimits = ['nofile=1024:1024', 'nproc=4096:4096']\n";
     }
-    Ok(fs::write(folder.join("engines.conf"), config)?)
-}
-
-/// Writes the configuration of docs/embedding.md, and the file that it names.
-fn use_host_file(version: &str, binary: &[u8]) -> Result<()> {
-    let version: Vec<u32> = version.split('.').filter_map(|it| it.parse().ok()).collect();
-    let reason = "before version 5.5, Podman builds an image around catatonit for such pods";
-    ensure!(version >= vec![5, 5], Lacks(reason));
-    let page = fs::read_to_string(project().join("docs/embedding.md"))?;
-    ensure!(page.contains(INIT_PATH), "docs/embedding.md does not say {INIT_PATH}");
-    fs::create_dir_all("/usr/local/libexec")?;
-    fs::write(HOST_FILE, binary)?;
-    fs::set_permissions(HOST_FILE, Permissions::from_mode(0o755))?;
-    Ok(fs::write(DROP_IN, format!("[containers]\n{INIT_PATH}\n"))?)
+    Ok(fs::write("/etc/containers/containers.conf.d/engines.conf", config)?)
 }

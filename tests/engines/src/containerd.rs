@@ -2,10 +2,10 @@
 //! in `deploy/` that people copy.
 
 use crate::daemon::Daemon;
-use crate::engine::{Driver, Engine, PidNamespace, Pod, PodDriver, Skip, Spec};
+use crate::engine::{Driver, Engine, PidNamespace, Pod, PodDriver, Skip, Spec, version_of};
 use crate::host;
 use crate::images::{ALL as EXAMPLE, Candidate};
-use crate::scenario::{Run, Scenario};
+use crate::scenario::{Scenario, Test, test_with_pods};
 use crate::wait::{ensure_eq, script, streams, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
@@ -13,10 +13,8 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use tempfile::NamedTempFile;
 
 /// Kubernetes' client for CRI, where `xtask engines` puts it.
 const CRICTL: &str = "/opt/kubernetes/crictl";
@@ -24,10 +22,7 @@ const CRICTL: &str = "/opt/kubernetes/crictl";
 /// Where containerd answers, which crictl's own configuration names, too.
 pub const SOCKET: &str = "unix:///run/containerd/containerd.sock";
 
-/// containerd's own client, for the namespace of CRI.
-const CTR: &[&str] = &["ctr", "--namespace", "k8s.io"];
-
-/// Where the daemon's events are written, a line each.
+/// The daemon's events, a line each.
 const EVENTS: &str = "/var/log/ctr.log";
 
 /// A network between each pod and its host. Unlike a bridge, it leaves nothing when the last pod goes.
@@ -38,6 +33,10 @@ const NETWORK: &str = r#"{
     "ipMasq": false,
     "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.87.0.0/16" }]] }
 }"#;
+
+/// What crictl is to start.
+const SANDBOX: &str = "/var/tmp/sandbox.json";
+const CONTAINER: &str = "/var/tmp/container.json";
 
 /// Values of CRI's `NamespaceMode`.
 const OF_POD: i32 = 0;
@@ -51,23 +50,27 @@ pub struct Containerd {
 }
 
 impl Driver for Containerd {
-    fn start(engine: Engine, candidate: &Candidate) -> Result<Self> {
+    fn start(_: Engine, candidate: &Candidate) -> Result<Self> {
         let reason = "there is no crictl, which is built with Go 1.21 or later: https://go.dev/dl";
         ensure!(Path::new(CRICTL).exists(), Skip(reason));
         // A call may wait for many others.
         fs::write("/etc/crictl.yaml", format!("runtime-endpoint: {SOCKET}\ntimeout: 120\n"))?;
-        configure(&engine.version()?, &candidate.reference)?;
+        configure(&candidate.reference)?;
         script("mkdir -p /opt/cni && ln -sfn /usr/lib/cni /opt/cni/bin", &[])?;
         Ok(Self {
-            daemon: Daemon::start(&["containerd"], answers)?,
-            events: Daemon::start(&[CTR, &["events"]].concat(), listens())?,
+            daemon: Daemon::start(&["containerd"], || is_ready(SOCKET))?,
+            events: Daemon::start(&["ctr", "--namespace", "k8s.io", "events"], listens())?,
         })
     }
 
-    fn test(&mut self, scenario: Scenario, run: &Run) -> Result<()> {
+    fn version(&self) -> Result<String> {
+        version_of("containerd")
+    }
+
+    fn test(_: Engine, scenario: Scenario) -> Option<Test<Self>> {
         match scenario {
-            Scenario::Configuration => keeps_settings(&self.version(Engine::Containerd)?),
-            _ => scenario.test(Engine::Containerd, self, run),
+            Scenario::Configuration => Some(Box::new(|_, _| keeps_settings())),
+            _ => test_with_pods(scenario),
         }
     }
 
@@ -87,13 +90,14 @@ impl Driver for Containerd {
 }
 
 impl PodDriver for Containerd {
+    const KILLS_PAUSE: bool = true;
+
     fn restart_daemon(&mut self) -> Result<()> {
-        self.daemon.restart(answers)?;
+        self.daemon.restart(|| is_ready(SOCKET))?;
         self.events.restart(listens())
     }
 
     fn load(&self, archive: &Path) -> Result<()> {
-        // In the namespace where CRI looks for images.
         let said = ctr(["images", "import", &archive.to_string_lossy()])?;
         // An event tells CRI about it, later.
         for name in said.split_whitespace().filter(|word| word.starts_with("localhost/")) {
@@ -104,18 +108,16 @@ impl PodDriver for Containerd {
 
     fn check_image(&self, reference: &str) -> Result<()> {
         let image = inspect("inspecti", reference)?;
+        let image = &image["status"];
         ensure_eq("the names", &image["repoTags"], &json!([reference]))?;
         ensure_eq("the user", &image["uid"]["value"], &json!("65535"))
     }
 
     fn start_pod(&self, name: &str, pid_namespace: PidNamespace) -> Result<Pod> {
-        let pid = match pid_namespace {
-            PidNamespace::Own => OF_POD,
-            PidNamespace::Host => OF_NODE,
-        };
+        let pid = if pid_namespace == PidNamespace::Host { OF_NODE } else { OF_POD };
         // The configuration of containerd names the image.
-        let config = file(&sandbox_config(name, namespaces(pid)))?;
-        let pause = crictl(["runp", &config.path().to_string_lossy()])?;
+        fs::write(SANDBOX, sandbox_config(name, pid).to_string())?;
+        let pause = crictl(["runp", SANDBOX])?;
         Ok(Pod { name: name.to_owned(), pause })
     }
 
@@ -130,7 +132,7 @@ impl PodDriver for Containerd {
     fn run(&self, pod: &Pod, name: &str, spec: Spec<'_>) -> Result<String> {
         let pid = if spec.shares_pid { OF_POD } else { OF_CONTAINER };
         let mut security_context = json!({
-            "namespace_options": namespaces(pid),
+            "namespace_options": { "network": OF_POD, "ipc": OF_POD, "pid": pid },
             // The runtime's default.
             "seccomp": {},
             "readonly_rootfs": spec.hardened,
@@ -142,22 +144,22 @@ impl PodDriver for Containerd {
         if spec.hardened {
             security_context["capabilities"] = json!({ "drop_capabilities": ["ALL"] });
         }
-        let config = file(&json!({
+        let config = json!({
             "metadata": { "name": name },
             "image": { "image": spec.image },
             "args": spec.arguments,
             "log_path": format!("{}-{name}", pod.name),
             "linux": { "security_context": security_context },
-        }))?;
-        let sandbox = file(&sandbox_config(&pod.name, namespaces(OF_POD)))?;
-        let files = [config.path().to_string_lossy(), sandbox.path().to_string_lossy()];
-        let container = crictl(["create", "--no-pull", &pod.pause, &files[0], &files[1]])?;
+        });
+        fs::write(CONTAINER, config.to_string())?;
+        fs::write(SANDBOX, sandbox_config(&pod.name, OF_POD).to_string())?;
+        let container = crictl(["create", "--no-pull", &pod.pause, CONTAINER, SANDBOX])?;
         crictl(["start", &container])?;
         Ok(container)
     }
 
     fn pid(&self, container: &str) -> Result<i32> {
-        process(container).context("it does not run")
+        process(container)
     }
 
     fn shell(&self, container: &str, script: &str) -> Result<String> {
@@ -173,24 +175,12 @@ impl PodDriver for Containerd {
     }
 
     fn exit_code(&self, container: &str) -> Result<i64> {
-        until("the container has ended", || match inspect("inspect", container) {
-            Ok(status) if status["state"] != "CONTAINER_EXITED" => Ok(None),
-            // A code of 0 may be left out.
-            Ok(status) => Ok(Some(status["exitCode"].as_i64().unwrap_or(0))),
-            // A sandbox is no container to CRI.
-            Err(_) => exit_code(container).map(Some),
-        })
+        exit_code(container)
     }
 }
 
-/// How a kubelet asks for the namespaces of a pod, and with `pid` set to the pod's for
-/// `shareProcessNamespace`.
-fn namespaces(pid: i32) -> Value {
-    json!({ "network": OF_POD, "ipc": OF_POD, "pid": pid })
-}
-
-/// The pod `name`, as a kubelet describes it.
-pub fn sandbox_config(name: &str, namespaces: Value) -> Value {
+/// The pod `name`, as a kubelet describes it, with `pid` set to the pod's for `shareProcessNamespace`.
+fn sandbox_config(name: &str, pid: i32) -> Value {
     json!({
         "metadata": { "name": name, "uid": format!("uid-of-{name}"), "namespace": "default" },
         "hostname": name,
@@ -198,16 +188,19 @@ pub fn sandbox_config(name: &str, namespaces: Value) -> Value {
         "dns_config": { "servers": ["192.0.2.1"] },
         "linux": {
             "cgroup_parent": "/pods",
-            // Seccomp is the runtime's default.
-            "security_context": { "namespace_options": namespaces, "seccomp": {} },
+            "security_context": {
+                "namespace_options": { "network": OF_POD, "ipc": OF_POD, "pid": pid },
+                "seccomp": {},
+            },
         },
     })
 }
 
-/// The process of a container, if it is there.
-pub fn process(id: &str) -> Option<i32> {
+/// The process of a container that runs.
+pub fn process(id: &str) -> Result<i32> {
     let tasks = "/run/containerd/io.containerd.runtime.v2.task/k8s.io";
-    fs::read_to_string(format!("{tasks}/{id}/init.pid")).ok()?.parse().ok()
+    let pid = fs::read_to_string(format!("{tasks}/{id}/init.pid"));
+    Ok(pid.with_context(|| format!("the container {id} does not run"))?.parse()?)
 }
 
 /// Waits until containerd has reported the end of a container, and returns its exit code. CRI reports
@@ -225,10 +218,6 @@ pub fn exit_code(id: &str) -> Result<i64> {
         }
         Ok(None)
     })
-}
-
-fn answers() -> bool {
-    is_ready(SOCKET)
 }
 
 /// Whether the daemon behind `socket` answers, and is ready for pods.
@@ -252,12 +241,11 @@ fn listens() -> impl Fn() -> bool {
     }
 }
 
-/// Runs containerd's own client, for the namespace of CRI.
-pub fn ctr<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
-    success(Command::new(CTR[0]).args(&CTR[1..]).args(arguments))
+/// Runs containerd's own client, where CRI looks for images and containers.
+fn ctr<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
+    success(Command::new("ctr").args(["--namespace", "k8s.io"]).args(arguments))
 }
 
-/// Runs Kubernetes' client for CRI.
 pub fn crictl<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Result<String> {
     success(Command::new(CRICTL).args(arguments))
 }
@@ -274,17 +262,9 @@ pub fn remove_sandboxes(socket: &str) -> Result<()> {
     Ok(())
 }
 
-/// What CRI shows of a sandbox (`inspectp`), a container (`inspect`) or an image (`inspecti`).
+/// What CRI shows of a sandbox (`inspectp`) or an image (`inspecti`).
 pub fn inspect(verb: &str, name: &str) -> Result<Value> {
-    let shown = crictl([verb, "--output=json", name])?;
-    Ok(serde_json::from_str::<Value>(&shown)?["status"].take())
-}
-
-/// A file for crictl.
-pub fn file(config: &Value) -> Result<NamedTempFile> {
-    let mut file = NamedTempFile::new_in("/var/tmp")?;
-    file.write_all(config.to_string().as_bytes())?;
-    Ok(file)
+    Ok(serde_json::from_str(&crictl([verb, "--output=json", name])?)?)
 }
 
 /// The file in `deploy/` with `image` in the place of its example.
@@ -295,34 +275,34 @@ pub fn deployed(file: &str, image: &str) -> Result<String> {
     Ok(text.replace(EXAMPLE, image))
 }
 
-/// Installs the file in `deploy/` for containerd's `version`, and the network.
-fn configure(version: &str, image: &str) -> Result<()> {
-    // Sandboxes want to be the last to go when memory runs out, and that is a privilege.
-    let restrict = match host::has_cap_sys_resource()? {
-        true => "",
-        false => "restrict_oom_score_adj = true\n",
-    };
+/// The last line of a configuration, in the table for CRI. Sandboxes want to be the last to go when memory
+/// runs out, and that is a privilege.
+pub fn restriction() -> Result<String> {
+    Ok(format!("restrict_oom_score_adj = {}\n", !host::has_cap_sys_resource()?))
+}
+
+/// Installs the file in `deploy/` for the version of containerd, and the network.
+fn configure(image: &str) -> Result<()> {
+    let version = version_of("containerd")?;
     let major = version.split('.').next().unwrap_or_default();
-    let deployed = deployed(&format!("containerd-{major}.toml"), image)?;
+    let mut config = deployed(&format!("containerd-{major}.toml"), image)?;
     fs::create_dir_all("/etc/containerd/conf.d")?;
     fs::create_dir_all("/etc/cni/net.d")?;
-    if major == "1" {
-        // It ends in the table that the restriction belongs to.
-        fs::write("/etc/containerd/config.toml", format!("{deployed}{restrict}"))?;
-    } else {
-        let table = "[plugins.'io.containerd.cri.v1.runtime']";
-        let imports = "imports = ['/etc/containerd/conf.d/*.toml']";
-        let config = format!("version = 3\n{imports}\n{table}\n{restrict}");
-        fs::write("/etc/containerd/config.toml", config)?;
-        fs::write("/etc/containerd/conf.d/20-pause.toml", deployed)?;
+    if major != "1" {
+        fs::write("/etc/containerd/conf.d/20-pause.toml", config)?;
+        config = "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']\n\
+            [plugins.'io.containerd.cri.v1.runtime']\n"
+            .to_owned();
     }
+    fs::write("/etc/containerd/config.toml", config + &restriction()?)?;
     Ok(fs::write("/etc/cni/net.d/10-pods.conf", NETWORK)?)
 }
 
 /// The files in `deploy/` work where they say so, and the warnings in them are true: a drop-in that
 /// does not fit makes containerd forget what config.toml sets, and a second table is an error.
-fn keeps_settings(version: &str) -> Result<()> {
+fn keeps_settings() -> Result<()> {
     let [old, new] = ["containerd-1.toml", "containerd-2.toml"];
+    let version = version_of("containerd")?;
     // The drop-in, the `version` of config.toml, and whether its settings are kept.
     let (own, cases): (_, &[(&str, u8, bool)]) = match version.split('.').collect::<Vec<_>>()[..] {
         ["1", ..] => (old, &[(old, 2, false)]),
@@ -330,21 +310,17 @@ fn keeps_settings(version: &str) -> Result<()> {
         _ => (new, &[(new, 2, true), (new, 3, true)]),
     };
     let image = "192.0.2.7/infra/pause:1";
-    let folder = tempfile::tempdir_in("/var/tmp")?;
-    let config = folder.path().join("config.toml");
-    let dump = |text: String| {
-        fs::write(&config, text)?;
-        success(Command::new("containerd").arg("--config").arg(&config).args(["config", "dump"]))
+    let dump = |config: String| {
+        fs::write("/var/tmp/config.toml", config)?;
+        script("containerd --config /var/tmp/config.toml config dump", &[])
     };
     for (drop_in, main, is_kept) in cases {
         let plugin = if *main == 2 { "grpc.v1.cri" } else { "cri.v1.runtime" };
         let runc = format!("plugins.'io.containerd.{plugin}'.containerd.runtimes.runc");
-        let path = folder.path().join(drop_in);
-        fs::write(&path, deployed(drop_in, image)?)?;
+        fs::write("/var/tmp/drop-in.toml", deployed(drop_in, image)?)?;
         let shown = dump(format!(
-            "version = {main}\nimports = ['{}']\n[{runc}]\nruntime_type = 'io.containerd.runc.v2'\n\
-             [{runc}.options]\nSystemdCgroup = true\n",
-            path.display()
+            "version = {main}\nimports = ['/var/tmp/drop-in.toml']\n\
+             [{runc}]\nruntime_type = 'io.containerd.runc.v2'\n[{runc}.options]\nSystemdCgroup = true\n"
         ))?;
         let case = format!("{drop_in} beside a configuration of version {main}");
         ensure!(shown.contains(image), "{case} is not read");
@@ -354,7 +330,7 @@ fn keeps_settings(version: &str) -> Result<()> {
     // The table may be added to a configuration that does not have it.
     let added = deployed(own, image)?;
     ensure!(dump(added.clone())?.contains(image), "the table is not read");
-    let default = success(Command::new("containerd").args(["config", "default"]))?;
+    let default = script("containerd config default", &[])?;
     let table = added.find("\n[").map(|start| &added[start..]).context("it has no table")?;
     ensure!(dump(default + table).is_err(), "containerd accepts the table twice");
     Ok(())

@@ -27,8 +27,8 @@ const SURROUNDINGS: &str = r#"
     systemctl() { test "$*" = "restart containerd" && bash tests/engines/kubernetes/node.sh containerd; }
 "#;
 
-/// Sections whose commands are run by `.ci/run`.
-const ELSEWHERE: [&str; 1] = ["Build without a network"];
+/// The section whose commands are run by `.ci/run`.
+const ELSEWHERE: &str = "Build without a network";
 
 /// Pushes the image in the archive $1 as another version, by its label, with the tag `next`.
 const PUSH_NEXT: &str = r#"
@@ -45,22 +45,22 @@ const UNREACHABLE: [&str; 3] = [
     "connect: connection refused",
 ];
 
-/// A document, and the blocks of commands in it.
+/// A document with commands.
+#[derive(Clone)]
 struct Page {
     name: &'static str,
     text: String,
+    /// What is to be run and has not been.
     blocks: Vec<Block>,
     archive: String,
 }
 
 /// Indented lines.
+#[derive(Clone)]
 struct Block {
     /// The heading above them.
     section: String,
     commands: String,
-    /// Whether the paragraph before them says that nobody has tried them, or somebody by hand.
-    is_marked: bool,
-    has_run: bool,
 }
 
 impl Page {
@@ -69,12 +69,13 @@ impl Page {
         let (mut section, mut before, mut is_fenced) = ("", "", false);
         let mut blocks = Vec::new();
         for chunk in text.split("\n\n") {
+            // The paragraph before them may say that nobody has tried them, or somebody by hand.
+            let is_marked = ["ot tried", "ried by hand"].iter().any(|it| before.contains(it));
+            let is_block = !is_fenced && chunk.lines().all(|line| line.starts_with("    "));
             if chunk.starts_with('#') {
                 section = chunk.trim_start_matches('#').trim();
-            } else if !is_fenced && chunk.lines().all(|line| line.starts_with("    ")) {
-                let is_marked = ["ot tried", "ried by hand"].iter().any(|it| before.contains(it));
-                let (section, commands) = (section.to_owned(), chunk.to_owned());
-                blocks.push(Block { section, commands, is_marked, has_run: false });
+            } else if is_block && !is_marked && section != ELSEWHERE {
+                blocks.push(Block { section: section.to_owned(), commands: chunk.to_owned() });
             }
             is_fenced ^= chunk.matches("```").count() % 2 == 1;
             before = chunk;
@@ -86,39 +87,26 @@ impl Page {
     /// Runs the next block of a section, with `values` in the place of the words that a reader fills in,
     /// and returns what it prints.
     fn next(&mut self, section: &str, values: &[(&str, &str)]) -> Result<String> {
-        let mut blocks = self.blocks.iter_mut();
-        let block = blocks.find(|it| it.section == section && !it.is_marked && !it.has_run);
-        let block = block.with_context(|| format!("{}, {section}: no further block", self.name))?;
-        block.has_run = true;
-        let mut commands = block.commands.clone();
+        let place = format!("{}, {section}", self.name);
+        let next = self.blocks.iter().position(|it| it.section == section);
+        let next = next.with_context(|| format!("{place}: no further block"))?;
+        let mut commands = self.blocks.remove(next).commands;
         for (word, value) in values {
-            ensure!(commands.contains(word), "{}, {section}: no {word} in {commands}", self.name);
+            ensure!(commands.contains(word), "{place}: no {word} in {commands}");
             commands = commands.replace(word, value);
         }
         let job = format!("set -o pipefail\n{SURROUNDINGS}\n{commands}");
         let mut bash = Command::new("bash");
-        let output = success(bash.args(["-euc", &job, "bash", &self.archive]));
-        output.with_context(|| format!("{}, {section}", self.name))
+        success(bash.args(["-euc", &job, "bash", &self.archive])).context(place)
     }
 
-    /// Lets the blocks of a section run a second time.
-    fn rewind(&mut self, section: &str) {
-        self.blocks.iter_mut().filter(|it| it.section == section).for_each(|it| it.has_run = false);
-    }
-
-    /// Every block was run, or says that it is not.
+    /// Every block was run.
     fn has_run(&self) -> Result<()> {
-        let done = |it: &Block| it.has_run || it.is_marked || ELSEWHERE.contains(&&*it.section);
-        match self.blocks.iter().find(|it| !done(it)) {
-            None => Ok(()),
-            Some(Block { section, commands, .. }) => {
-                bail!("{}, {section}: nothing runs\n{commands}", self.name)
-            }
-        }
+        let Some(Block { section, commands }) = self.blocks.first() else { return Ok(()) };
+        bail!("{}, {section}: nothing runs\n{commands}", self.name)
     }
 }
 
-/// A pod on the node, whose only container sleeps.
 fn start(pod: &str) -> Result<()> {
     kubectl(&["run", pod, "--image=busybox:stable", "--", "sleep", "infinity"]).map(drop)
 }
@@ -131,12 +119,11 @@ fn runs_on(pod: &str, image: &str, run: &Run) -> Result<Sandbox> {
     Ok(sandbox)
 }
 
-/// Checks that a text has certain words.
 fn has(text: &str, words: &[&str]) -> Result<()> {
-    match words.iter().find(|it| !text.contains(**it)) {
-        None => Ok(()),
-        Some(missing) => bail!("there is no {missing:?} in\n{text}"),
+    for word in words {
+        ensure!(text.contains(word), "there is no {word:?} in\n{text}");
     }
+    Ok(())
 }
 
 /// What the README shows with Docker.
@@ -169,10 +156,8 @@ pub fn install(run: &Run) -> Result<()> {
     install.next(build, &[])?;
 
     // One node.
-    script(
-        "ctr --namespace k8s.io images tag --force \"$1\" docker.io/library/busybox:stable",
-        &[BUSYBOX],
-    )?;
+    let tag = "ctr --namespace k8s.io images tag --force \"$1\" docker.io/library/busybox:stable";
+    script(tag, &[BUSYBOX])?;
     let canary = "One canary node";
     install.next(canary, &[("NODE", "node")])?;
     has(&install.next(canary, &[])?, &[IMAGE])?;
@@ -188,10 +173,8 @@ pub fn install(run: &Run) -> Result<()> {
     install.next(canary, &[("NODE", "node")])?;
     let shown = crictl(["inspecti", IMAGE])?;
     has(&shown, &[&format!("registry.example/infra/pause@{digest}")])?;
-    has(
-        &troubleshooting.next("Pods stay in ContainerCreating", &[])?,
-        &["registry.example/infra/pause", IMAGE],
-    )?;
+    let shown = troubleshooting.next("Pods stay in ContainerCreating", &[])?;
+    has(&shown, &["registry.example/infra/pause", IMAGE])?;
     has(&troubleshooting.next("The image disappeared from the node", &[])?, &["true"])?;
 
     // A node that has lost the image, while nobody serves it.
@@ -215,14 +198,15 @@ pub fn install(run: &Run) -> Result<()> {
     // To the next version, and back.
     script(PUSH_NEXT, &[&run.candidate.archive.to_string_lossy()])?;
     let upgrade = "Upgrade";
-    for (old, new, pod) in [(IMAGE, &*next, "third"), (&next, IMAGE, "fourth")] {
+    let mut back = install.clone();
+    let steps = [(&mut install, IMAGE, &*next, "third"), (&mut back, &next, IMAGE, "fourth")];
+    for (page, old, new, pod) in steps {
         let [from, to] = [old, new].map(|it| it.rsplit(':').next().unwrap_or_default());
-        install.rewind(upgrade);
-        install.next(upgrade, &[("OLD", from), ("NEW", to)])?;
+        page.next(upgrade, &[("OLD", from), ("NEW", to)])?;
         start(pod)?;
         runs_on(pod, new, run)?;
         ensure_eq("the first pod", &runs_on("first", IMAGE, run)?, &first)?;
-        install.next(upgrade, &[("OLD", from)])?;
+        page.next(upgrade, &[("OLD", from)])?;
         ensure!(crictl(["inspecti", old]).is_err(), "{old} is still there");
     }
     install.next("Roll back", &[])?;

@@ -1,7 +1,7 @@
 //! The engines, and the interface between them and the scenarios.
 
 use crate::images::Candidate;
-use crate::scenario::{Run, Scenario};
+use crate::scenario::{Scenario, Test};
 use crate::wait::success;
 use anyhow::Result;
 use clap::ValueEnum;
@@ -36,40 +36,14 @@ impl Display for Engine {
     }
 }
 
-/// What sets an engine apart, besides how it is driven.
-#[derive(Clone, Copy)]
-pub struct Facts {
-    /// Debian's package of it.
-    pub package: &'static str,
-    /// Whether its own way to stop a pod is SIGKILL at once, without a log of what pause wrote. Otherwise
-    /// it is SIGTERM first.
-    pub kills_pause: bool,
-    /// The user that pause is in a pod.
-    pub user: u32,
-}
-
-impl Engine {
-    /// The table of what sets engines apart.
-    pub fn facts(self) -> Facts {
-        let usual = Facts { package: "", kills_pause: false, user: USER };
-        match self {
-            Self::Docker => Facts { package: "docker.io", ..usual },
-            Self::Containerd => Facts { package: "containerd", kills_pause: true, ..usual },
-            // Podman ignores the image's user, and makes pause the pod's root.
-            Self::Podman | Self::PodmanRootless => Facts { package: "podman", user: 0, ..usual },
-            Self::Kubernetes | Self::Kubelet => usual,
-        }
-    }
-
-    /// The version of Debian's package, as its authors number it.
-    pub fn version(self) -> Result<String> {
-        let mut query = Command::new("dpkg-query");
-        query.args(["--show", "--showformat=${source:Upstream-Version}", self.facts().package]);
-        let version = success(&mut query)?;
-        // Debian's suffix is no part of it.
-        let number = version.split('+').next().and_then(|it| it.split("~ds").next());
-        Ok(number.unwrap_or_default().to_owned())
-    }
+/// The version of Debian's package, as its authors number it.
+pub fn version_of(package: &str) -> Result<String> {
+    let mut query = Command::new("dpkg-query");
+    let version =
+        success(query.args(["--show", "--showformat=${source:Upstream-Version}", package]))?;
+    // Debian's suffix is no part of it.
+    let number = version.split('+').next().and_then(|it| it.split("~ds").next());
+    Ok(number.unwrap_or_default().to_owned())
 }
 
 /// A pod. A container of the candidate holds its namespaces.
@@ -117,17 +91,16 @@ impl<'a> Spec<'a> {
 }
 
 /// How an engine, or what runs engines by itself, is started, tested and ended.
-pub trait Driver: Sized {
+pub trait Driver: Sized + 'static {
     /// Starts it.
     fn start(engine: Engine, candidate: &Candidate) -> Result<Self>;
 
     /// The version, for people.
-    fn version(&self, engine: Engine) -> Result<String> {
-        engine.version()
-    }
+    fn version(&self) -> Result<String>;
 
-    /// Tests it for a scenario, and removes the pods that are left.
-    fn test(&mut self, scenario: Scenario, run: &Run) -> Result<()>;
+    /// What tests the engine for a scenario other than `start` and `end`, if that concerns it. The pods
+    /// that are left are removed afterwards.
+    fn test(engine: Engine, scenario: Scenario) -> Option<Test<Self>>;
 
     /// The IDs of all pods, containers and volumes.
     fn list(&self) -> Result<HashSet<String>>;
@@ -140,9 +113,17 @@ pub trait Driver: Sized {
 }
 
 /// The driver of an engine whose pods the scenarios start. Containers go by the engine's IDs or names. A
-/// new engine needs an implementation of this in its own file, a row in [`Engine::facts`], and a line in
-/// `main`.
+/// new engine needs an implementation of this in its own file, a name in [`Engine`], and a line in `main`.
 pub trait PodDriver: Driver {
+    /// Whether the engine's own way to stop a pod is SIGKILL at once, without a log of what pause wrote.
+    /// Otherwise it is SIGTERM first.
+    const KILLS_PAUSE: bool = false;
+
+    /// The user that pause is in a pod.
+    fn user(&self) -> u32 {
+        USER
+    }
+
     /// Restarts the daemon, and leaves the pods alone.
     fn restart_daemon(&mut self) -> Result<()>;
 
@@ -192,8 +173,10 @@ pub use Untested::{Lacks, Skip};
 
 impl Display for Untested {
     fn fmt(&self, f: &mut Formatter) -> fmt::Result {
-        let (Skip(reason) | Lacks(reason)) = self;
-        f.pad(reason)
+        match self {
+            Skip(reason) => write!(f, "skipped: {reason}"),
+            Lacks(reason) => write!(f, "not applicable: {reason}"),
+        }
     }
 }
 

@@ -1,13 +1,13 @@
 //! What /proc and /sys tell of processes, whichever container they are in.
 
-use crate::wait::{ensure_eq, script, until};
+use crate::wait::{ensure_eq, script, until, until_equal};
 use anyhow::{Result, bail, ensure};
 use caps::{CapSet, Capability};
 use harness::proc;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use procfs::process::Process;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -44,11 +44,6 @@ fn host_id(pid: i32, map: &str, id: u32) -> Result<u32> {
     bail!("{id} is nobody in {map}: {text}")
 }
 
-/// The version of control groups on this machine.
-pub fn cgroup_version() -> u8 {
-    if Path::new("/sys/fs/cgroup/cgroup.procs").exists() { 2 } else { 1 }
-}
-
 /// Whether this process may raise limits and lower OOM scores. Even root may not everywhere.
 pub fn has_cap_sys_resource() -> Result<bool> {
     Ok(caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE)?)
@@ -69,4 +64,15 @@ pub fn namespaces(process: &Process, kinds: &[&str]) -> Result<Vec<PathBuf>> {
 pub fn surroundings() -> Result<HashSet<String>> {
     let found = script(include_str!("../surroundings.sh"), &[])?;
     Ok(found.lines().map(str::to_owned).collect())
+}
+
+/// Waits until nothing of what counts is there but what was there `before`.
+pub fn is_as_before(
+    before: &HashSet<String>,
+    now: impl Fn() -> Result<HashSet<String>>,
+    counts: impl Fn(&str) -> bool,
+) -> Result<()> {
+    let is_left = |it: &String| counts(it) && !before.contains(it);
+    let left = || Ok(now()?.into_iter().filter(is_left).collect());
+    until_equal("what is left behind", left, BTreeSet::new())
 }

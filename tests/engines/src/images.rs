@@ -17,13 +17,6 @@ pub const NGINX: &str = "localhost/nginx:debian";
 /// The name of the image for all platforms, as in the documents.
 pub const ALL: &str = concat!("registry.example/infra/pause:", env!("CARGO_PKG_VERSION"));
 
-/// Environment that the Dockerfile needs in the image that it builds in.
-pub const BUILD_ENVIRONMENT: [&str; 3] = [
-    "ENV PATH=/usr/local/rust/bin:/usr/bin",
-    "ENV CARGO_HOME=/usr/local/cargo",
-    "ENV CARGO_NET_OFFLINE=true",
-];
-
 /// The image that is tested.
 #[derive(clap::Args)]
 pub struct Candidate {

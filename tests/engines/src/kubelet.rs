@@ -5,16 +5,16 @@ use crate::containerd::{SOCKET, crictl, remove_sandboxes};
 use crate::engine::{Driver, Engine};
 use crate::host;
 use crate::images::Candidate;
-use crate::kubernetes::{self, SHARED_PID, SIGNALS, Sandbox, manifest_for, node, sandbox};
-use crate::scenario::{Run, Scenario, pause_is_init, reaps_without_wake_up};
-use crate::wait::{ensure_eq, script, success, until};
+use crate::kubernetes::{
+    self, Kubernetes, SHARED_PID, SIGNALS, Sandbox, manifest_for, node, sandbox,
+};
+use crate::scenario::{Run, Scenario, Test, pause_is_init, reaps_without_wake_up};
+use crate::wait::{ensure_eq, script, until, until_equal};
 use anyhow::Result;
 use harness::sandbox::USER;
 use std::collections::HashSet;
 use std::fs;
-use std::process::Command;
 
-/// Where the kubelet looks for pods.
 const MANIFESTS: &str = "/etc/kubernetes/manifests";
 
 /// The kubelet of a node without an API server.
@@ -27,20 +27,17 @@ impl Driver for Kubelet {
         Ok(Self)
     }
 
-    fn version(&self, _: Engine) -> Result<String> {
-        let version = success(Command::new("/opt/kubernetes/kubelet").arg("--version"))?;
-        Ok(version.trim_start_matches("Kubernetes v").to_owned())
+    fn version(&self) -> Result<String> {
+        Kubernetes.version()
     }
 
-    fn test(&mut self, scenario: Scenario, run: &Run) -> Result<()> {
-        let result = match scenario {
-            Scenario::Load => kubernetes::load(run),
-            Scenario::Inside => inside(run),
-            Scenario::Pod => pod(run),
-            _ => unreachable!("{scenario} concerns other engines"),
-        };
-        let removed = self.remove_all();
-        result.and(removed)
+    fn test(_: Engine, scenario: Scenario) -> Option<Test<Self>> {
+        match scenario {
+            Scenario::Load => Some(Box::new(|_, run| kubernetes::load(run))),
+            Scenario::Inside => Some(Box::new(|_, run| inside(run))),
+            Scenario::Pod => Some(Box::new(|_, run| pod(run))),
+            _ => None,
+        }
     }
 
     fn list(&self) -> Result<HashSet<String>> {
@@ -49,11 +46,10 @@ impl Driver for Kubelet {
 
     fn remove_all(&self) -> Result<()> {
         script("rm -f \"$1\"/*", &[MANIFESTS])?;
-        let ready = ["pods", "--quiet", "--state=ready"];
-        let stopped = || Ok(crictl(ready)?.is_empty().then_some(()));
-        until("the kubelet has stopped the pods", stopped)?;
-        // The kubelet itself does it once a minute.
-        remove_sandboxes(SOCKET)
+        let ready = || crictl(["pods", "--quiet", "--state=ready"]);
+        until_equal("the pods that the kubelet has not stopped", ready, String::new())?;
+        // The kubelet itself does it once a minute, and a call fails while it is at it.
+        until("the sandboxes are removed", || Ok(remove_sandboxes(SOCKET).ok()))
     }
 
     fn end(self) -> Result<()> {
@@ -83,14 +79,11 @@ fn pod(run: &Run) -> Result<()> {
 /// containers run. The name of the node becomes a part of the pod's.
 fn start(name: &str, manifest: &str, run: &Run) -> Result<Sandbox> {
     fs::write(format!("{MANIFESTS}/{name}.yaml"), manifest_for(manifest, run)?)?;
-    until("the containers run", || {
-        let running = crictl(["ps", "--quiet", "--state=running"])?;
-        Ok((running.lines().count() == 2).then_some(()))
-    })?;
+    let running = || Ok(crictl(["ps", "--quiet", "--state=running"])?.lines().count());
+    until_equal("the number of containers that run", running, 2)?;
     sandbox(&format!("{name}-node"), run, USER)
 }
 
-/// Runs a script in a container of a pod, and returns what it prints.
 fn exec(sandbox: &Sandbox, container: &str, script: &str) -> Result<String> {
     let container = format!("^{container}$");
     let id = crictl(["ps", "--quiet", "--pod", &sandbox.id, "--name", &container])?;

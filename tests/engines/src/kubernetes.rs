@@ -2,38 +2,28 @@
 //! do it: a kubelet decides what happens to sandboxes here.
 
 use crate::conformance;
-use crate::containerd::{crictl, deployed, exit_code, inspect, process};
+use crate::containerd::{crictl, deployed, exit_code, inspect, process, restriction};
 use crate::documents;
 use crate::engine::{Driver, Engine, Skip};
 use crate::host;
 use crate::images::{self, BUSYBOX, Candidate, NGINX};
-use crate::scenario::{
-    HELLO, Run, Scenario, is_as_before, pause_is_init, pauses, reaps, reaps_without_wake_up,
-};
-use crate::wait::{ensure_eq, limit, script, success, until};
+use crate::scenario::{Run, Scenario, Test, pause_is_init, reaps, reaps_without_wake_up};
+use crate::wait::{ensure_eq, limit, script, success, until, until_equal};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
 use harness::proc::is_asleep;
 use harness::sandbox::USER;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use procfs::process::Process;
-use serde_json::{Value, json};
+use procfs::process::{Process, all_processes};
+use serde_json::json;
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// The programs of Kubernetes, as `xtask engines` shows them to this system.
-const KUBELET: &str = "/opt/kubernetes/kubelet";
-const KUBECTL: &str = "/opt/kubernetes/kubectl";
-
 /// The example whose pod several scenarios use.
 pub const SHARED_PID: &str = "shared-pid";
-
-/// Makes the kubelet remove all unused images at once, because no disk is that empty. (Its image
-/// garbage collection runs the same code, but only every five minutes.)
-const COLLECT: &str = "--eviction-hard=nodefs.available<99%,imagefs.available<99%";
 
 /// What the kubelet says when pause of a pod has gone. docs/troubleshooting.md quotes it.
 const SANDBOX_CHANGED: &str = "Pod sandbox changed, it will be killed and re-created.";
@@ -41,17 +31,8 @@ const SANDBOX_CHANGED: &str = "Pod sandbox changed, it will be killed and re-cre
 /// Signals that a process in the pod sends to PID 1.
 pub const SIGNALS: &str = "for signal in TERM INT HUP USR1; do kill -$signal 1 || exit; done";
 
-/// The manifest $1 with the names of the images that are there.
-const MANIFEST: &str = r##"
-    sed -e "s#image: .*/pause:.*#image: $2#" -e "s#image: .*nginx.*#image: $3#" \
-        -e "s#image: \(busybox\|debian\):.*#image: $4#" "$1"
-"##;
-
 /// Number of pods that run at once.
-const PODS: u64 = 50;
-
-/// Imports the archive $1 for the kubelet.
-const IMPORT: &str = "/opt/kubernetes/ctr --namespace k8s.io images import \"$1\"";
+const PODS: usize = 50;
 
 /// A Kubernetes of one node, with its container runtime.
 pub struct Kubernetes;
@@ -59,7 +40,6 @@ pub struct Kubernetes;
 /// What a pod keeps as long as its sandbox is the same.
 #[derive(Debug, PartialEq)]
 pub struct Sandbox {
-    /// What CRI calls it.
     pub id: String,
     /// The name of its image.
     pub image: String,
@@ -76,41 +56,45 @@ impl Driver for Kubernetes {
         Ok(Self)
     }
 
-    fn version(&self, _: Engine) -> Result<String> {
-        let version = field("node/node", ".status.nodeInfo.kubeletVersion")?;
-        Ok(version.trim_start_matches('v').to_owned())
+    fn version(&self) -> Result<String> {
+        let version = success(Command::new("/opt/kubernetes/kubelet").arg("--version"))?;
+        Ok(version.trim_start_matches("Kubernetes v").to_owned())
     }
 
-    fn test(&mut self, scenario: Scenario, run: &Run) -> Result<()> {
-        enforce("baseline")?;
-        let before = host::surroundings()?;
-        match scenario {
-            Scenario::Load => load(run)?,
-            Scenario::Stop => stop(run)?,
-            Scenario::Inside => signals("signals", run)?,
-            Scenario::Remapped => signals("remapped", run)?,
-            Scenario::HostPid => host_pid(run)?,
-            Scenario::Pod => pod(run)?,
-            Scenario::Tutorial => tutorial(run)?,
-            Scenario::Replace => replace(run)?,
-            Scenario::Restart => restart(run)?,
-            Scenario::Killed => killed(run)?,
-            Scenario::Settings => settings(run)?,
-            Scenario::Gvisor => gvisor(run)?,
-            Scenario::Garbage => garbage(run)?,
-            Scenario::Placeholder => placeholder(run)?,
-            Scenario::PrePull => pre_pull(run)?,
-            Scenario::Many => many(run)?,
-            Scenario::Conformance => conformance::test(run)?,
-            Scenario::Registry => documents::install(run)?,
-            _ => unreachable!("{scenario} concerns other engines"),
-        }
-        self.remove_all()?;
-        if [Scenario::Restart, Scenario::Garbage, Scenario::Registry].contains(&scenario) {
-            // The daemons are other processes now.
-            return Ok(());
-        }
-        is_as_before(&before, host::surroundings)
+    fn test(_: Engine, scenario: Scenario) -> Option<Test<Self>> {
+        let test: fn(&Run) -> Result<()> = match scenario {
+            Scenario::Load => load,
+            Scenario::Stop => stop,
+            Scenario::Inside => |run| signals("signals", run),
+            Scenario::Remapped => |run| signals("remapped", run),
+            Scenario::HostPid => host_pid,
+            Scenario::Pod => pod,
+            Scenario::Tutorial => tutorial,
+            Scenario::Replace => replace,
+            Scenario::Restart => restart,
+            Scenario::Killed => killed,
+            Scenario::Settings => settings,
+            Scenario::Gvisor => gvisor,
+            Scenario::Garbage => garbage,
+            Scenario::Placeholder => placeholder,
+            Scenario::PrePull => pre_pull,
+            Scenario::Many => many,
+            Scenario::Conformance => conformance::test,
+            Scenario::Registry => documents::install,
+            _ => return None,
+        };
+        let restarts_daemons =
+            matches!(scenario, Scenario::Restart | Scenario::Garbage | Scenario::Registry);
+        Some(Box::new(move |kubernetes, run| {
+            enforce("baseline")?;
+            let before = host::surroundings()?;
+            test(run)?;
+            kubernetes.remove_all()?;
+            match restarts_daemons {
+                true => Ok(()),
+                false => host::is_as_before(&before, host::surroundings, |_| true),
+            }
+        }))
     }
 
     fn list(&self) -> Result<HashSet<String>> {
@@ -130,10 +114,8 @@ impl Driver for Kubernetes {
 /// Starts everything of a node but its kubelet.
 pub fn start_node(candidate: &Candidate) -> Result<()> {
     let reason = "it is not built: run cargo xtask engines kubernetes";
-    ensure!(Path::new(KUBELET).exists(), Skip(reason));
-    let restrict = !host::has_cap_sys_resource()?;
-    let config = include_str!("../kubernetes/containerd.toml");
-    let config = format!("{config}restrict_oom_score_adj = {restrict}\n");
+    ensure!(Path::new("/opt/kubernetes/kubelet").exists(), Skip(reason));
+    let config = include_str!("../kubernetes/containerd.toml").to_owned() + &restriction()?;
     let drop_in = deployed("containerd-2.toml", &candidate.reference)?;
     node(&["start", &config, &drop_in])
 }
@@ -142,30 +124,27 @@ pub fn start_node(candidate: &Candidate) -> Result<()> {
 pub fn load(run: &Run) -> Result<()> {
     let [busybox, nginx] = images::helpers()?;
     for archive in [&*run.candidate.archive, busybox, nginx] {
-        script(IMPORT, &[&archive.to_string_lossy()])?;
+        let import = "/opt/kubernetes/ctr --namespace k8s.io images import \"$1\"";
+        script(import, &[&archive.to_string_lossy()])?;
     }
-    let pinned = || Ok((image(&run.candidate.reference)?["pinned"] == true).then_some(()));
-    until("the image of sandboxes is pinned", pinned)
-}
-
-/// What CRI shows of an image.
-fn image(name: &str) -> Result<Value> {
-    inspect("inspecti", name)
+    let image = || inspect("inspecti", &run.candidate.reference);
+    until_equal("the pin of the image", || Ok(image()?["status"]["pinned"].take()), json!(true))
 }
 
 fn garbage(run: &Run) -> Result<()> {
-    node(&["kubelet", COLLECT])?;
+    // No disk is that empty, so it removes all unused images at once. (Its image garbage collection runs the
+    // same code, but only every five minutes.)
+    node(&["kubelet", "--eviction-hard=nodefs.available<99%,imagefs.available<99%"])?;
     for name in [BUSYBOX, NGINX] {
-        let gone = || Ok(image(name).is_err().then_some(()));
-        until(&format!("{name} is removed"), gone)?;
+        until(&format!("{name} is removed"), || Ok(inspect("inspecti", name).err()))?;
     }
-    image(&run.candidate.reference).context("the kubelet removed the image of sandboxes")?;
+    let kept = inspect("inspecti", &run.candidate.reference);
+    kept.context("the kubelet removed the image of sandboxes")?;
     node(&["kubelet"])?;
     load(run)?;
     shared_pid(run).map(drop)
 }
 
-/// Runs a script in a container of a pod, and returns what it prints.
 fn exec(pod: &str, container: &str, script: &str) -> Result<String> {
     let container = format!("--container={container}");
     kubectl(&["exec", pod, &container, "--", "sh", "-c", script])
@@ -226,8 +205,8 @@ fn tutorial(run: &Run) -> Result<()> {
     })?;
     let url = format!("http://{}/", sandbox(name, run, USER)?.address);
     let fetch = ["wget", "-q", "-O", "-", &url];
-    let page = || Ok(success(Command::new("busybox").args(fetch)).ok());
-    ensure_eq("what nginx serves", until("nginx answers", page)?, HELLO.to_owned())
+    let page = until("nginx answers", || Ok(success(Command::new("busybox").args(fetch)).ok()))?;
+    ensure_eq("what nginx serves", &*page, "Hello from the debian container")
 }
 
 fn replace(run: &Run) -> Result<()> {
@@ -253,7 +232,7 @@ fn restart(run: &Run) -> Result<()> {
     restarted(SHARED_PID, "nginx")?;
     ensure_eq("the sandbox", &sandbox(SHARED_PID, run, USER)?, &before)?;
     let restarts = container(SHARED_PID, "shell", ".restartCount")?;
-    ensure_eq("the restarts of the other container", restarts, "0".to_owned())
+    ensure_eq("the restarts of the other container", &*restarts, "0")
 }
 
 fn killed(run: &Run) -> Result<()> {
@@ -264,9 +243,9 @@ fn killed(run: &Run) -> Result<()> {
     restarted(SHARED_PID, "shell")?;
     let after = sandbox(SHARED_PID, run, USER)?;
     ensure!(after.id != before.id, "the kubelet takes the dead sandbox for a living one");
-    let events = ["get", "events", "--field-selector=reason=SandboxChanged"];
-    let messages = "--output=jsonpath={.items[*].message}";
-    let events = kubectl(&[&events[..], &[messages]].concat())?;
+    let selector = "--field-selector=reason=SandboxChanged";
+    let output = "--output=jsonpath={.items[*].message}";
+    let events = kubectl(&["get", "events", selector, output])?;
     ensure!(events.contains(SANDBOX_CHANGED), "the events of changed sandboxes: {events}");
     let page = fs::read_to_string(project().join("docs/troubleshooting.md"))?;
     ensure!(page.contains(SANDBOX_CHANGED), "docs/troubleshooting.md does not quote it");
@@ -304,8 +283,7 @@ fn placeholder(run: &Run) -> Result<()> {
     apply("examples/placeholder.yaml", "restricted", run)?;
     rolled_out("deployment/placeholder")?;
     let id = id(&pod_of("placeholder")?)?;
-    let pid = process(&id).context("the placeholder does not run")?;
-    let pause = host::asleep(pid, &run.binary, USER)?.status()?;
+    let pause = host::asleep(process(&id)?, &run.binary, USER)?.status()?;
     ensure_eq("the capabilities it could get", pause.capbnd, Some(0))?;
     ensure_eq("the flag no_new_privs", pause.nonewprivs, Some(1))?;
 
@@ -320,7 +298,7 @@ fn placeholder(run: &Run) -> Result<()> {
     ready("important")?;
     ensure_eq("the exit code", exit_code(&id)?, 0)?;
     let next = format!("pod/{}", pod_of("placeholder")?);
-    ensure_eq("the next placeholder", field(&next, ".status.phase")?, "Pending".to_owned())?;
+    ensure_eq("the next placeholder", &*field(&next, ".status.phase")?, "Pending")?;
     delete(&["pod", "important"])?;
     rolled_out("deployment/placeholder")?;
     delete(&["deployment/placeholder", "priorityclass/pause-placeholder"])
@@ -341,25 +319,24 @@ fn many(run: &Run) -> Result<()> {
     rolled_out("deployment/many")?;
     let addresses = kubectl(&["get", "pods", "--output=jsonpath={.items[*].status.podIP}"])?;
     let addresses: HashSet<_> = addresses.split(' ').collect();
-    ensure_eq("the number of addresses", addresses.len() as u64, PODS)?;
+    ensure_eq("the number of addresses", addresses.len(), PODS)?;
     // A sandbox and a container in each pod.
-    let pauses = pauses()?;
-    ensure_eq("the number of processes", pauses.len() as u64, 2 * PODS)?;
-    let sleep = || Ok(pauses.iter().all(|pid| is_asleep(Pid::from_raw(*pid))).then_some(()));
+    let is_pause = |process: &Process| process.cmdline().is_ok_and(|words| words == ["/pause"]);
+    let pauses: Vec<_> = all_processes()?.flatten().filter(is_pause).collect();
+    ensure_eq("the number of processes", pauses.len(), 2 * PODS)?;
+    let sleep = || Ok(pauses.iter().all(|it| is_asleep(Pid::from_raw(it.pid))).then_some(()));
     until("all of them sleep", sleep)?;
     delete(&["deployment", "many"])?;
     patiently(&["wait", "--for=delete", "pod", "--all"])
 }
 
-/// Runs node.sh.
 pub fn node(arguments: &[&str]) -> Result<()> {
     let script = project().join("tests/engines/kubernetes/node.sh");
     success(Command::new("bash").arg(script).args(arguments)).map(drop)
 }
 
-/// Runs Kubernetes' own client.
 pub fn kubectl(arguments: &[&str]) -> Result<String> {
-    success(Command::new(KUBECTL).args(arguments))
+    success(Command::new("/opt/kubernetes/kubectl").args(arguments))
 }
 
 /// Applies a manifest of the project, where a Pod Security level is enforced.
@@ -372,7 +349,11 @@ fn apply(manifest: &str, level: &str, run: &Run) -> Result<()> {
 /// A manifest of the project, with the names of the images that are there.
 pub fn manifest_for(path: &str, run: &Run) -> Result<String> {
     let path = project().join(path).display().to_string();
-    script(MANIFEST, &[&path, &run.candidate.reference, NGINX, BUSYBOX])
+    let sed = r##"
+        sed -e "s#image: .*/pause:.*#image: $2#" -e "s#image: .*nginx.*#image: $3#" \
+            -e "s#image: \(busybox\|debian\):.*#image: $4#" "$1"
+    "##;
+    script(sed, &[&path, &run.candidate.reference, NGINX, BUSYBOX])
 }
 
 /// Starts the pod of the example that several scenarios use.
@@ -382,7 +363,6 @@ fn shared_pid(run: &Run) -> Result<Sandbox> {
     sandbox(SHARED_PID, run, USER)
 }
 
-/// Waits until a pod is ready.
 pub fn ready(pod: &str) -> Result<()> {
     patiently(&["wait", "--for=condition=Ready", "pod", pod])
 }
@@ -438,7 +418,7 @@ fn restarted(pod: &str, name: &str) -> Result<()> {
 /// The sandbox of a pod, whose pause has to sleep, as `user`.
 pub fn sandbox(pod: &str, run: &Run, user: u32) -> Result<Sandbox> {
     let id = ready_sandbox(pod)?;
-    let shown: Value = serde_json::from_str(&crictl(["inspectp", "--output=json", &id])?)?;
+    let shown = inspect("inspectp", &id)?;
     let pid = shown["info"]["pid"].as_i64().context("the sandbox has no process")? as i32;
     host::asleep(pid, &run.binary, user)?;
     let address = shown["status"]["network"]["ip"].as_str().unwrap_or_default().to_owned();

@@ -49,13 +49,11 @@ struct Args {
     filter: Vec<String>,
 }
 
-/// A file that only the systems have that `xtask engines` throws away afterwards.
-const THROWN_AWAY: &str = "/run/thrown-away";
-
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
+    // Only the systems that `xtask engines` throws away afterwards have it.
     ensure!(
-        Path::new(THROWN_AWAY).exists(),
+        Path::new("/run/thrown-away").exists(),
         "this would remove all containers of the system and overwrite the configuration of its \
          engines: run `cargo xtask engines`, which makes a system for it"
     );

@@ -1,8 +1,8 @@
 //! Runs the scenarios, prints the results, and makes the matrix.
 
 use crate::engine::{Driver, Engine, Lacks, Skip};
-use crate::host::{self, cgroup_version};
-use crate::scenario::{Run, Scenario, is_as_before};
+use crate::host;
+use crate::scenario::{Run, Scenario};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use harness::markdown;
@@ -33,35 +33,38 @@ pub struct Matrix {
 
 impl Matrix {
     /// A matrix without results. An engine in `required` fails where another one would be skipped.
-    /// Only scenarios with one of `filter` in their names (`docker::stop`) are run, or all. Kubernetes
-    /// and its kubelet need a system that no other engine has used, so they have to be named.
+    /// Only scenarios with one of `filter` in their names (`docker::stop`) are run, or all.
     pub fn new(required: Vec<Engine>, filter: Vec<String>, run: Run) -> Self {
         let (versions, results, reasons) = Default::default();
         Self { required, filter, run, versions, results, reasons, failed: Vec::new() }
     }
 
+    fn wants(&self, engine: Engine, scenario: Scenario) -> bool {
+        // They need a system that no other engine has used, so they have to be named.
+        let is_apart = [Engine::Kubernetes, Engine::Kubelet].contains(&engine);
+        let is_named = self.filter.iter().any(|part| part.starts_with(&engine.to_string()));
+        let name = format!("{engine}::{scenario}");
+        let is_in = self.filter.is_empty() || self.filter.iter().any(|part| name.contains(part));
+        is_in && (is_named || !is_apart)
+    }
+
     /// Tests one engine.
     pub fn test<D: Driver>(&mut self, engine: Engine) -> Result<()> {
-        let is_named = self.filter.iter().any(|part| part.starts_with("kube"));
-        if [Engine::Kubernetes, Engine::Kubelet].contains(&engine) && !is_named {
-            return Ok(());
-        }
-        let is_in = |name: String| self.filter.iter().any(|part| name.contains(part));
-        let is_wanted = |it: &Scenario| self.filter.is_empty() || is_in(format!("{engine}::{it}"));
-        let all = Scenario::value_variants().iter().copied();
-        let mut scenarios: Vec<_> = all.filter(|it| it.concerns(engine)).collect();
-        if !scenarios.iter().any(is_wanted) {
-            return Ok(());
-        }
-        // The others need these.
         use Scenario::{End, Load, Start};
-        scenarios.retain(|it| ![Start, End].contains(it) && (*it == Load || is_wanted(it)));
+        let all = Scenario::value_variants().iter().copied();
+        let mut tests: Vec<_> = all.filter_map(|it| Some((it, D::test(engine, it)?))).collect();
+        let mut names = tests.iter().map(|(it, _)| *it).chain([Start, End]);
+        if !names.any(|it| self.wants(engine, it)) {
+            return Ok(());
+        }
+        // Without the images there is nothing to test.
+        tests.retain(|(it, _)| *it == Load || self.wants(engine, *it));
 
         let processes = host::surroundings()?;
         let mut started = None;
         self.note(engine, Start, |run| {
             let driver = D::start(engine, &run.candidate)?;
-            started = Some((driver.version(engine)?, driver));
+            started = Some((driver.version()?, driver));
             Ok(())
         });
         let Some((version, mut driver)) = started else { return Ok(()) };
@@ -72,22 +75,20 @@ impl Matrix {
             found.extend(driver.list()?);
             Ok(found)
         };
-        let is_process = |it: &String| it.starts_with("process");
         let before = surroundings(&driver)?;
-        for scenario in scenarios {
-            self.note(engine, scenario, |run| driver.test(scenario, run));
+        for (scenario, test) in tests {
+            self.note(engine, scenario, |run| {
+                let result = test(&mut driver, run);
+                result.and(driver.remove_all())
+            });
         }
         self.note(engine, End, |_| {
-            driver.remove_all()?;
             // The daemon may be another one now, and its network interfaces stay when it ends.
-            is_as_before(&before, || {
-                Ok(surroundings(&driver)?.into_iter().filter(|it| !is_process(it)).collect())
-            })?;
+            let is_process = |it: &str| it.starts_with("process");
+            host::is_as_before(&before, || surroundings(&driver), |it| !is_process(it))?;
             driver.end()?;
-            let counts = |it: &String| is_process(it) && !it.contains(FORGOTTEN);
-            is_as_before(&processes, || {
-                Ok(host::surroundings()?.into_iter().filter(counts).collect())
-            })
+            let counts = |it: &str| is_process(it) && !it.contains(FORGOTTEN);
+            host::is_as_before(&processes, host::surroundings, counts)
         });
         Ok(())
     }
@@ -105,14 +106,14 @@ impl Matrix {
                 let reasons = left_out.iter().map(|it| format!("not looked at: {it}"));
                 ("in part", reasons.collect())
             }
-            Err(error) => match error.downcast_ref() {
-                Some(Skip(why)) if self.required.contains(&engine) => {
-                    (FAILED, vec![format!("required, but skipped: {why}")])
-                }
-                Some(Skip(why)) => ("skipped", vec![format!("skipped: {why}")]),
-                Some(Lacks(why)) => ("n/a", vec![format!("not applicable: {why}")]),
-                None => (FAILED, vec![format!("{FAILED}: {error:#}")]),
-            },
+            Err(error) => {
+                let result = match error.downcast_ref() {
+                    Some(Skip(_)) if !self.required.contains(&engine) => "skipped",
+                    Some(Lacks(_)) => "n/a",
+                    _ => FAILED,
+                };
+                (result, vec![format!("{error:#}")])
+            }
         };
         println!("{result} ({:.1} s)", start.elapsed().as_secs_f64());
         self.results.insert((engine, scenario), result);
@@ -128,14 +129,16 @@ impl Matrix {
     /// Writes a section for docs/engines.md: engines by scenarios, and the reasons.
     pub fn write(&self, path: &Path) -> Result<()> {
         let titles = self.versions.iter().map(|(engine, version)| format!("{engine} {version}"));
-        let header: Vec<_> = [String::new()].into_iter().chain(titles).collect();
-        let rows = Scenario::value_variants().iter().filter_map(|scenario| {
-            let result = |engine| self.results.get(&(engine, *scenario)).copied();
-            let results: Vec<_> = self.versions.keys().map(|engine| result(*engine)).collect();
-            let is_used = results.iter().any(Option::is_some);
-            let title = format!("`{scenario}`: {}", scenario.about());
-            let cells = results.into_iter().map(|result| result.unwrap_or_default().to_owned());
-            is_used.then(|| [title].into_iter().chain(cells).collect::<Vec<_>>())
+        let header = Vec::from_iter([String::new()].into_iter().chain(titles));
+        let is_used = |it: &&Scenario| self.results.keys().any(|(_, scenario)| scenario == *it);
+        let rows = Scenario::value_variants().iter().filter(is_used).map(|scenario| {
+            let results =
+                self.versions.keys().map(|engine| self.results.get(&(*engine, *scenario)));
+            let cells = results.map(|it| it.copied().unwrap_or_default().to_owned());
+            let value = scenario.to_possible_value();
+            let about = value.and_then(|it| it.get_help().map(ToString::to_string));
+            let title = format!("`{scenario}`: {}", about.unwrap_or_default());
+            Vec::from_iter([title].into_iter().chain(cells))
         });
         let table = markdown::table(header, rows);
         let reasons = self.reasons.iter().map(|((engine, reason), scenarios)| {
@@ -143,8 +146,8 @@ impl Matrix {
         });
         let reasons = String::from_iter(reasons);
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-        let (kernel, version) = (kernel.trim(), cgroup_version());
-        let head = format!("Kernel {kernel}, control groups of version {version}");
+        let cgroups = if Path::new("/sys/fs/cgroup/cgroup.procs").exists() { 2 } else { 1 };
+        let head = format!("Kernel {}, control groups of version {cgroups}", kernel.trim());
         fs::write(path, format!("{head}\n\n{table}\n\n{reasons}"))
             .with_context(|| format!("cannot write {}", path.display()))
     }

@@ -1,9 +1,7 @@
-//! A registry on the loopback, and a second containerd that pulls from it, for critest.
+//! A registry on the loopback.
 
-use crate::containerd::{deployed, is_ready, remove_sandboxes};
 use crate::daemon::Daemon;
 use crate::engine::Skip;
-use crate::host;
 use crate::wait::script;
 use anyhow::{Result, ensure};
 use std::fs;
@@ -13,9 +11,6 @@ use std::path::Path;
 /// The name of the registry, as in the documents.
 pub const HOST: &str = "registry.example";
 
-/// The programs that are built for it, as `xtask engines` shows them to this system.
-const PROGRAMS: &str = "/opt/kubernetes";
-
 const SETTINGS: &str = "\
 version: 0.1
 log: { level: warn, accesslog: { disabled: true } }
@@ -23,7 +18,7 @@ storage: { filesystem: { rootdirectory: /var/lib/registry } }
 http: { addr: '127.0.0.1:443', tls: { certificate: /etc/ssl/certs/registry.pem, key: /etc/registry.key } }
 ";
 
-/// Makes the registry $1 known: its address, its certificate, and to the second containerd as the place of
+/// Makes the registry $1 known: its address, its certificate, and to critest's containerd as the place of
 /// all images. Accepts images without signatures.
 const CLIENTS: &str = r#"
     grep -q "$1" /etc/hosts || echo "127.0.0.1 $1" >> /etc/hosts
@@ -34,47 +29,13 @@ const CLIENTS: &str = r#"
     printf 'server = "https://%s"\n' "$1" > /etc/node/certs.d/_default/hosts.toml
 "#;
 
-/// How crictl and critest reach the node.
-pub const NODE_SOCKET: &str = "unix:///run/node/containerd.sock";
-
 /// Starts a registry, which is empty the first time.
 pub fn start() -> Result<Daemon> {
     let reason = "today's containerd is not built: run cargo xtask engines kubernetes";
-    ensure!(Path::new(PROGRAMS).join("containerd").exists(), Skip(reason));
+    ensure!(Path::new("/opt/kubernetes/containerd").exists(), Skip(reason));
     script(CLIENTS, &[HOST])?;
     fs::write("/etc/registry.yml", SETTINGS)?;
     Daemon::start(&["docker-registry", "serve", "/etc/registry.yml"], || {
         TcpStream::connect((HOST, 443)).is_ok()
     })
-}
-
-/// Today's containerd, with folders and a socket of its own.
-pub struct Node {
-    daemon: Daemon,
-}
-
-impl Node {
-    /// Starts it with `image` for the sandboxes, and nothing in its store.
-    pub fn start(image: &str) -> Result<Self> {
-        let restrict = !host::has_cap_sys_resource()?;
-        let config = include_str!("../kubernetes/critest.toml");
-        fs::write(
-            "/etc/node/config.toml",
-            format!("{config}restrict_oom_score_adj = {restrict}\n"),
-        )?;
-        fs::write("/etc/node/conf.d/20-pause.toml", deployed("containerd-2.toml", image)?)?;
-        let command = &["/opt/kubernetes/containerd", "--config", "/etc/node/config.toml"];
-        Ok(Self { daemon: Daemon::start(command, answers)? })
-    }
-
-    /// Removes all pods, stops it, and removes what it has stored.
-    pub fn end(mut self) -> Result<()> {
-        remove_sandboxes(NODE_SOCKET)?;
-        self.daemon.stop()?;
-        script("rm -r /var/lib/node /run/node", &[]).map(drop)
-    }
-}
-
-fn answers() -> bool {
-    is_ready(NODE_SOCKET)
 }

@@ -1,7 +1,6 @@
 //! What an engine is tested for: the rows of the matrix, and what is done for each.
 
-use crate::documents;
-use crate::engine::{Engine, Facts, PidNamespace, Pod, PodDriver, Spec};
+use crate::engine::{PidNamespace, Pod, PodDriver, Spec};
 use crate::host;
 use crate::images::{self, BUSYBOX, Candidate};
 use crate::wait::{ensure_eq, until, until_equal};
@@ -11,9 +10,9 @@ use harness::proc::{state, wake_ups};
 use harness::sandbox::{IGNORED, STOPPED, USER, WARNING};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use procfs::process::{Process, all_processes};
+use procfs::process::Process;
 use std::cell::RefCell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt::{self, Display, Formatter};
 use std::fs;
 
@@ -84,7 +83,6 @@ impl Display for Scenario {
 
 /// The image to test, and what the current scenario could not check.
 pub struct Run {
-    /// The image that is tested.
     pub candidate: Candidate,
     /// The bytes of `/pause` in it.
     pub binary: Vec<u8>,
@@ -99,63 +97,26 @@ impl Run {
     }
 }
 
-impl Scenario {
-    /// The sentence about it.
-    pub fn about(self) -> String {
-        let value = self.to_possible_value();
-        value.and_then(|value| value.get_help().map(ToString::to_string)).unwrap_or_default()
-    }
+/// Tests an engine, as its driver, for a scenario. The error is an
+/// [`Untested`](crate::engine::Untested) if the engine or the machine cannot do it.
+pub type Test<D> = Box<dyn Fn(&mut D, &Run) -> Result<()>>;
 
-    /// Whether an engine is tested for it. Kubernetes is tested for what a kubelet decides, and only
-    /// Kubernetes.
-    pub fn concerns(self, engine: Engine) -> bool {
-        use Engine::{Containerd, Docker, Kubernetes, Podman, PodmanRootless};
-        let engines: &[Engine] = match self {
-            Self::Tutorial | Self::Replace | Self::Killed | Self::Remapped => &[Kubernetes],
-            Self::Settings | Self::Gvisor | Self::Garbage | Self::Placeholder | Self::PrePull => {
-                &[Kubernetes]
-            }
-            Self::Conformance | Self::Registry | Self::Many => &[Kubernetes],
-            Self::Restart => &[Docker, Containerd, Kubernetes],
-            Self::HostFile => &[Podman, PodmanRootless],
-            Self::Configuration => &[Containerd],
-            Self::Readme => &[Docker],
-            Self::Build => &[Docker, Podman],
-            Self::Arguments | Self::Hardened | Self::Platforms => {
-                &[Docker, Containerd, Podman, PodmanRootless]
-            }
-            Self::Stop | Self::HostPid => &[Docker, Containerd, Podman, PodmanRootless, Kubernetes],
-            _ => Engine::value_variants(),
-        };
-        engines.contains(&engine)
-    }
-
-    /// Tests an engine for it, and removes the pods that are left.
-    ///
-    /// The error is an [`Untested`](crate::engine::Untested) if the engine or the machine cannot do it.
-    pub fn test<D: PodDriver>(self, engine: Engine, driver: &mut D, run: &Run) -> Result<()> {
-        let mut tested = Tested { facts: engine.facts(), driver, run };
-        let result = match self {
-            Self::Load => tested.load(),
-            Self::Stop => tested.stop(),
-            Self::Inside => tested.inside(),
-            Self::Arguments => tested.arguments(),
-            Self::HostPid => tested.host_pid(),
-            Self::Pod => tested.pod(),
-            Self::Restart => tested.restart(),
-            Self::Hardened => tested.hardened(),
-            Self::Platforms => tested.platforms(),
-            Self::HostFile => tested.host_file(),
-            Self::Readme => documents::docker(run),
-            _ => unreachable!("{engine} has its own {self}"),
-        };
-        let removed = driver.remove_all();
-        result.and(removed)
-    }
+/// What tests an engine whose pods are started here, if it is the same for all such engines.
+pub fn test_with_pods<D: PodDriver>(scenario: Scenario) -> Option<Test<D>> {
+    let test: fn(Tested<D>) -> Result<()> = match scenario {
+        Scenario::Load => |it| it.load(),
+        Scenario::Stop => |it| it.stop(),
+        Scenario::Inside => |it| it.inside(),
+        Scenario::Arguments => |it| it.arguments(),
+        Scenario::HostPid => |it| it.host_pid(),
+        Scenario::Pod => |it| it.pod(),
+        Scenario::Restart => |it| it.restart(),
+        Scenario::Hardened => |it| it.hardened(),
+        Scenario::Platforms => |it| it.platforms(),
+        _ => return None,
+    };
+    Some(Box::new(move |driver, run| test(Tested { driver, run })))
 }
-
-/// What the pod of the tutorial serves.
-pub const HELLO: &str = "Hello from the debian container";
 
 /// Number of orphans for PID 1 to reap.
 const ORPHANS: usize = 2_000;
@@ -164,14 +125,13 @@ const ORPHANS: usize = 2_000;
 const IDLE: Spec = Spec::new(BUSYBOX, &["sleep", "infinity"]);
 
 /// An engine that is tested for a scenario.
-struct Tested<'a, D> {
-    facts: Facts,
-    driver: &'a mut D,
-    run: &'a Run,
+pub struct Tested<'a, D> {
+    pub driver: &'a mut D,
+    pub run: &'a Run,
 }
 
 impl<D: PodDriver> Tested<'_, D> {
-    fn load(&self) -> Result<()> {
+    fn load(self) -> Result<()> {
         let candidate = &self.run.candidate;
         self.driver.load(&candidate.archive)?;
         self.driver.check_image(&candidate.reference)?;
@@ -179,17 +139,16 @@ impl<D: PodDriver> Tested<'_, D> {
         self.driver.load(busybox)
     }
 
-    fn stop(&self) -> Result<()> {
+    fn stop(self) -> Result<()> {
         let (pod, _) = self.start("stopped", PidNamespace::Own)?;
         self.driver.stop_pod(&pod)?;
-        if self.facts.kills_pause {
+        if D::KILLS_PAUSE {
             self.run.leaves_out("the exit code: the engine's stop is SIGKILL");
-            return self.has_ended(&pod, 137, "");
         }
-        self.has_ended(&pod, 0, STOPPED)
+        self.has_ended(&pod, if D::KILLS_PAUSE { 137 } else { 0 }, STOPPED)
     }
 
-    fn inside(&self) -> Result<()> {
+    fn inside(self) -> Result<()> {
         let (pod, pause) = self.start("inside", PidNamespace::Own)?;
         self.ignores_signals_from_inside(&pod)?;
         self.still_sleeps(&pod, &pause)?;
@@ -198,39 +157,37 @@ impl<D: PodDriver> Tested<'_, D> {
     }
 
     fn ignores_signals_from_inside(&self, pod: &Pod) -> Result<()> {
-        let is_confined = host::has_apparmor();
         let attempt = Spec::new(BUSYBOX, &["sh", "-c", "kill -TERM 1 && kill -INT 1"]);
-        for (sender, user) in [("root", 0), ("user", self.facts.user)] {
+        for (sender, user) in [("root", 0), ("user", self.driver.user())] {
             let sender = self.driver.run(pod, sender, Spec { user: Some(user), ..attempt })?;
             let code = self.driver.exit_code(&sender)?;
-            ensure!(code == 0 || is_confined, "the sender has exited with {code}");
+            ensure!(code == 0 || host::has_apparmor(), "the sender has exited with {code}");
         }
         Ok(())
     }
 
-    fn arguments(&self) -> Result<()> {
+    fn arguments(self) -> Result<()> {
         let pod = self.driver.start_pod("arguments", PidNamespace::Own)?;
         let reference = &self.run.candidate.reference;
         let container = self.driver.run(&pod, "version", Spec::alone(reference, &["--version"]))?;
-        ensure_eq("the exit code", self.driver.exit_code(&container)?, 0)?;
         let version = reference.rsplit(':').next().unwrap_or_default();
-        self.logged(&container, &format!("pause {version}\n"), "")
+        self.ended(&container, 0, &format!("pause {version}\n"), "")
     }
 
-    fn host_pid(&self) -> Result<()> {
+    fn host_pid(self) -> Result<()> {
         let (pod, pause) = self.start("host-pid", PidNamespace::Host)?;
         let own = host::namespaces(&Process::myself()?, &["pid"])?;
         ensure_eq("the PID namespace", host::namespaces(&pause, &["pid"])?, own)?;
         self.stops(&pod, &format!("{WARNING}{STOPPED}"))
     }
 
-    fn pod(&self) -> Result<()> {
+    fn pod(self) -> Result<()> {
         let (pod, pause) = self.start("pod", PidNamespace::Own)?;
         let beside = self.driver.run(&pod, "beside", IDLE)?;
         self.pause_reaps(&pause, &beside)
     }
 
-    fn restart(&mut self) -> Result<()> {
+    fn restart(self) -> Result<()> {
         let (pod, pause) = self.start("restart", PidNamespace::Own)?;
         let beside = self.driver.run(&pod, "beside", IDLE)?;
         self.driver.restart_daemon()?;
@@ -239,7 +196,7 @@ impl<D: PodDriver> Tested<'_, D> {
         self.stops(&pod, STOPPED)
     }
 
-    fn hardened(&self) -> Result<()> {
+    fn hardened(self) -> Result<()> {
         let pod = self.driver.start_pod("hardened", PidNamespace::Own)?;
         let spec = Spec { hardened: true, ..Spec::alone(&self.run.candidate.reference, &[]) };
         let container = self.driver.run(&pod, "least", spec)?;
@@ -250,18 +207,17 @@ impl<D: PodDriver> Tested<'_, D> {
         // SECCOMP_MODE_FILTER
         ensure_eq("the seccomp mode", status.seccomp, Some(2))?;
         self.driver.stop(&container)?;
-        ensure_eq("the exit code", self.driver.exit_code(&container)?, 0)?;
-        self.logged(&container, "", STOPPED)
+        self.ended(&container, 0, "", STOPPED)
     }
 
-    fn platforms(&self) -> Result<()> {
+    fn platforms(self) -> Result<()> {
         self.driver.load(self.run.candidate.all()?)?;
         let pod = self.driver.start_pod("platforms", PidNamespace::Own)?;
         let container = self.driver.run(&pod, "own", Spec::alone(images::ALL, &[]))?;
         self.asleep(&container, USER).map(drop)
     }
 
-    fn host_file(&self) -> Result<()> {
+    pub fn host_file(self) -> Result<()> {
         let pod = self.driver.start_pod("host-file", PidNamespace::Own)?;
         let pause = self.file_sleeps(&pod.pause)?;
         let beside = self.driver.run(&pod, "beside", IDLE)?;
@@ -276,12 +232,10 @@ impl<D: PodDriver> Tested<'_, D> {
         let container = self.driver.run(&pod, "init", Spec { options: &["--init"], ..echo })?;
         self.file_sleeps(&container)?;
         self.driver.stop(&container)?;
-        ensure_eq("the exit code", self.driver.exit_code(&container)?, 0)?;
-        self.logged(&container, "", &format!("{IGNORED}{STOPPED}"))?;
+        self.ended(&container, 0, "", &format!("{IGNORED}{STOPPED}"))?;
         let options = &["--init", "--init-path=/usr/bin/tini-static"];
         let container = self.driver.run(&pod, "another-init", Spec { options, ..echo })?;
-        ensure_eq("the exit code", self.driver.exit_code(&container)?, 0)?;
-        self.logged(&container, "ran\n", "")?;
+        self.ended(&container, 0, "ran\n", "")?;
 
         // Podman starts it as `catatonit -P`.
         self.driver.stop_pod(&pod)?;
@@ -298,61 +252,53 @@ impl<D: PodDriver> Tested<'_, D> {
         Ok(Process::new(pid)?)
     }
 
-    /// Starts a pod and waits until its pause sleeps.
     fn start(&self, name: &str, pid_namespace: PidNamespace) -> Result<(Pod, Process)> {
         let pod = self.driver.start_pod(name, pid_namespace)?;
-        let pause = self.asleep(&pod.pause, self.facts.user)?;
+        let pause = self.asleep(&pod.pause, self.driver.user())?;
         Ok((pod, pause))
     }
 
-    /// Waits until the pause of a container sleeps; it has to be ours.
     fn asleep(&self, container: &str, user: u32) -> Result<Process> {
         host::asleep(self.driver.pid(container)?, &self.run.binary, user)
     }
 
     /// Waits until a pod's pause sleeps; it has to be the same process.
     fn still_sleeps(&self, pod: &Pod, pause: &Process) -> Result<()> {
-        let now = self.asleep(&pod.pause, self.facts.user)?;
+        let now = self.asleep(&pod.pause, self.driver.user())?;
         ensure_eq("when pause started", now.stat()?.starttime, pause.stat()?.starttime)
     }
 
     /// Has the engine end a pod by SIGTERM, and checks what it then reports.
     fn stops(&self, pod: &Pod, log: &str) -> Result<()> {
-        match self.facts.kills_pause {
+        match D::KILLS_PAUSE {
             true => self.driver.signal_pod(pod, Signal::SIGTERM)?,
             false => self.driver.stop_pod(pod)?,
         }
         self.has_ended(pod, 0, log)
     }
 
-    /// Waits until a pod has ended with this exit code, and pause has written just this.
+    /// Waits until pause of a pod has ended with this exit code, and has written just this.
     fn has_ended(&self, pod: &Pod, code: i64, stderr: &str) -> Result<()> {
-        ensure_eq("the exit code", self.driver.exit_code(&pod.pause)?, code)?;
-        if !self.facts.kills_pause {
-            return self.logged(&pod.pause, "", stderr);
+        if !D::KILLS_PAUSE {
+            return self.ended(&pod.pause, code, "", stderr);
         }
         self.run.leaves_out("stderr: the engine does not log the sandbox");
-        Ok(())
+        ensure_eq("the exit code", self.driver.exit_code(&pod.pause)?, code)
     }
 
-    /// Waits until a log is just this.
-    fn logged(&self, container: &str, stdout: &str, stderr: &str) -> Result<()> {
+    /// Waits until a container has ended with this exit code, and its log is just this.
+    fn ended(&self, container: &str, code: i64, stdout: &str, stderr: &str) -> Result<()> {
+        ensure_eq("the exit code", self.driver.exit_code(container)?, code)?;
         let expected = [stdout, stderr].map(str::to_owned);
-        until_equal("the log", || self.driver.log(container), &expected)
+        until_equal("the log", || self.driver.log(container), expected)
     }
 
     /// PID 1 of a container is pause, which reaps orphans without being woken for it.
     fn pause_reaps(&self, pause: &Process, container: &str) -> Result<()> {
         let shell = |script: &str| self.driver.shell(container, script);
-        pause_is_init(&shell, self.facts.user)?;
+        pause_is_init(&shell, self.driver.user())?;
         reaps_without_wake_up(pause.pid, &shell)
     }
-}
-
-/// The processes that run `/pause`.
-pub fn pauses() -> Result<HashSet<i32>> {
-    let is_pause = |process: &Process| process.cmdline().is_ok_and(|words| words == ["/pause"]);
-    Ok(all_processes()?.flatten().filter(is_pause).map(|process| process.pid).collect())
 }
 
 /// PID 1 is `/pause`, as the user it is to be, where the container's own `ps` looks.
@@ -376,7 +322,7 @@ pub fn reaps(shell: &impl Fn(&str) -> Result<String>) -> Result<()> {
     );
     // What engines put into a pod has a parent outside of it.
     let orphans = || Ok(shell("ps -o ppid")?.lines().filter(|line| line.trim() == "1").count());
-    until_equal("the number of orphans", orphans, &0)
+    until_equal("the number of orphans", orphans, 0)
 }
 
 /// Orphans leave no zombie, and pause, which the host knows as `pid`, is not woken for them.
@@ -385,13 +331,4 @@ pub fn reaps_without_wake_up(pid: i32, shell: &impl Fn(&str) -> Result<String>) 
     let before = wake_ups(pid)?;
     reaps(shell)?;
     ensure_eq("how often pause was woken", wake_ups(pid)?, before)
-}
-
-/// Waits until nothing is there but what was there `before`.
-pub fn is_as_before(
-    before: &HashSet<String>,
-    now: impl Fn() -> Result<HashSet<String>>,
-) -> Result<()> {
-    let left = || Ok(now()?.difference(before).cloned().collect());
-    until_equal("what is left behind", left, &BTreeSet::new())
 }

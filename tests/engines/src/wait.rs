@@ -13,13 +13,6 @@ use std::time::{Duration, Instant};
 /// Factor for all limits, above 1 on an emulated machine.
 pub static SLOWNESS: AtomicU32 = AtomicU32::new(1);
 
-/// Seconds after which [`until`] fails. Kubernetes was seen to take one minute to replace a sandbox that was
-/// killed.
-const STATE_LIMIT: u64 = 180;
-
-/// Seconds after which a command counts as hanging, unless it is known to take long.
-const COMMAND_LIMIT: u64 = 300;
-
 /// A limit of so many seconds, for this machine.
 pub fn limit(seconds: u64) -> Duration {
     Duration::from_secs(seconds) * SLOWNESS.load(Ordering::Relaxed)
@@ -27,13 +20,13 @@ pub fn limit(seconds: u64) -> Duration {
 
 /// Looks again and again until `look` finds something, and returns that.
 pub fn until<T>(state: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    let (start, limit) = (Instant::now(), limit(STATE_LIMIT));
+    // Kubernetes was seen to take one minute to replace a sandbox that was killed.
+    let (start, limit) = (Instant::now(), limit(180));
     loop {
         if let Some(found) = look()? {
             return Ok(found);
         }
-        let seconds = limit.as_secs();
-        ensure!(start.elapsed() < limit, "timed out after {seconds} s waiting until {state}");
+        ensure!(start.elapsed() < limit, "timed out after {limit:?} waiting until {state}");
         sleep(Duration::from_millis(10));
     }
 }
@@ -42,13 +35,13 @@ pub fn until<T>(state: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Res
 pub fn until_equal<T: PartialEq + Debug>(
     what: &str,
     look: impl Fn() -> Result<T>,
-    expected: &T,
+    expected: T,
 ) -> Result<()> {
     let mut last = None;
     let state = format!("{what} is as expected");
     let reached = until(&state, || {
         let seen = last.insert(look()?);
-        Ok((seen == expected).then_some(()))
+        Ok((*seen == expected).then_some(()))
     });
     reached.with_context(|| format!("{what}: {last:?}, where {expected:?} was expected"))
 }
@@ -76,7 +69,7 @@ pub fn output_within(seconds: u64, command: &mut Command) -> Result<Output> {
 /// Runs a command that has to succeed, and returns what it prints on stdout and on stderr. The error has
 /// all of its output.
 pub fn streams(command: &mut Command) -> Result<[String; 2]> {
-    let Output { status, stdout, stderr } = output_within(COMMAND_LIMIT, command)?;
+    let Output { status, stdout, stderr } = output_within(300, command)?;
     let streams = [String::from_utf8(stdout)?, String::from_utf8_lossy(&stderr).into_owned()];
     ensure!(status.success(), "{command:?}: {status}\n{}{}", streams[0], streams[1]);
     Ok(streams)

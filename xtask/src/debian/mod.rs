@@ -68,19 +68,17 @@ impl Debian {
     /// whether the command succeeded.
     pub fn run(&self, command: &[String]) -> Result<bool> {
         let mut enter = isolated();
-        enter
-            .args(["--net", "--ipc", "--uts", "--"])
-            .arg(project().join("xtask/src/debian/enter.sh"));
-        enter.arg(&self.folder);
+        enter.args(["--net", "--ipc", "--uts", "--"]);
+        enter.arg(project().join("xtask/src/debian/enter.sh")).arg(&self.folder);
         enter.args([process::id().to_string(), self.shown.join(",")]).args(command);
         enter.env_clear().envs([
             ("HOME", "/root"),
             ("LANG", "C.UTF-8"),
             ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
         ]);
-        let before = host::State::read()?;
+        let before = host::state()?;
         let status = end(&mut enter);
-        before.wait()?;
+        host::wait(&before)?;
         Ok(status?.success())
     }
 
@@ -90,27 +88,22 @@ impl Debian {
     }
 }
 
-/// The mirror of Debian that this machine uses, whichever it is.
-fn mirror() -> Result<String> {
+/// Has mmdebstrap make a root folder, from the mirror that this machine uses.
+fn debootstrap(release: &str, packages: &[&str], folder: &Path) -> Result<()> {
+    let found = which::which("mmdebstrap").ok();
+    found.context("mmdebstrap is needed: apt-get install mmdebstrap")?;
     let mut apt = Command::new("apt-get");
     apt.args(["indextargets", "--format", "$(REPO_URI)"]);
     apt.args(["Created-By: Packages", "Origin: Debian", "Label: Debian"]);
     let mirrors = build::stdout_of(&mut apt)?;
     let mirror = mirrors.lines().next();
-    Ok(mirror.context("apt knows no mirror of Debian: run apt-get update")?.to_owned())
-}
-
-/// Has mmdebstrap make a root folder.
-fn debootstrap(release: &str, packages: &[&str], folder: &Path) -> Result<()> {
-    let found = which::which("mmdebstrap").ok();
-    found.context("mmdebstrap is needed: apt-get install mmdebstrap")?;
+    let mirror = mirror.context("apt knows no mirror of Debian: run apt-get update")?;
     let mut make = isolated();
     make.args(["--mount-proc", "--", "mmdebstrap", "--quiet", "--variant=minbase", "--mode=root"]);
     // The lists of a release in the making may be weeks old on a mirror.
     make.arg("--aptopt=Acquire::Check-Valid-Until false");
     make.arg(format!("--include={}", packages.join(" "))).arg(release).arg(folder);
-    make.arg(format!("deb {} {release} main", mirror()?));
-    let status = end(&mut make)?;
+    let status = end(make.arg(format!("deb {mirror} {release} main")))?;
     ensure!(
         status.success(),
         "mmdebstrap cannot make {} ({status}): it needs the mirror of this machine's apt, and 4 GB \
