@@ -47,7 +47,7 @@ program() {
   flock 9
   sum=$(cat "$module"/go.{mod,sum} build.sh | sha256sum)
   test "$(cat "$stamp" 2>/dev/null)" != "$sum" || test ! -e "$folder/bin/$program" || return 0
-  test -v announced || announce
+  test "$announced" || announce
   echo "Building $program" >&2
   export GOTMPDIR=$folder/tmp/$program
   mkdir --parents "$GOTMPDIR"
@@ -59,12 +59,12 @@ program() {
 }
 
 announce() {
-  announced=
+  announced=yes
   test "$what" = crictl && amount="1 minute, 1 GB" || amount="25 minutes on two cores, 15 GB"
   echo "Building in $folder (about $amount)" >&2
 }
 
-what=${1-all}
+what=${1-all} announced=
 containerd=$(version_of github.com/containerd/containerd/v2)
 tags=no_btrfs,no_devmapper,no_zfs
 flags="-s -w -X sigs.k8s.io/cri-tools/pkg/version.Version=$(version_of sigs.k8s.io/cri-tools)"

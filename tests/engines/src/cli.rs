@@ -24,31 +24,6 @@ use std::process::Command;
 const PODMAN_AS_USER: &str = "setpriv --reuid=1000 --regid=1000 --clear-groups \
     env HOME=/var/lib/user XDG_RUNTIME_DIR=/run/user/1000 podman";
 
-/// Prepares the system for root's Podman, whose words are in $1.
-const PREPARE_ROOT: &str = r#"
-    # What Podman and CNI leave when the last pod goes has to be there before the first.
-    mkdir -p /run/netns
-    mountpoint -q /run/netns || mount --bind /run/netns /run/netns
-    if [ "$($1 info --format '{{.Host.NetworkBackend}}')" = cni ]; then
-        ip link add cni-podman0 type bridge
-    fi
-"#;
-
-/// Prepares the system for an ordinary user's Podman, whose words are in $1.
-const PREPARE_USER: &str = r#"
-    useradd --uid 1000 --create-home --home-dir /var/lib/user user
-    for file in /etc/subuid /etc/subgid; do echo user:1000000:65536 > $file; done
-    install -d -o user -g user /run/user/1000
-    # pasta wants an interface that leads somewhere.
-    ip link add outside type veth peer name outside-peer
-    ip link set outside-peer up
-    ip address add 192.0.2.1/24 dev outside
-    ip link set outside up
-    ip route add default via 192.0.2.254
-    cd /var/lib/user
-    $1 info > /dev/null
-"#;
-
 const RUN: [&str; 3] = ["run", "--detach", "--pull=never"];
 
 /// Control groups are without systemd, which would have to be asked for them. Containers outlive the daemon,
@@ -82,8 +57,8 @@ impl Driver for Cli {
             return Ok(Self { engine, program: "docker", daemon, reference });
         }
         let (program, prepare) = match engine {
-            Engine::PodmanRootless => (PODMAN_AS_USER, PREPARE_USER),
-            _ => ("podman", PREPARE_ROOT),
+            Engine::PodmanRootless => (PODMAN_AS_USER, include_str!("../podman-user.sh")),
+            _ => ("podman", include_str!("../podman-root.sh")),
         };
         let tun = File::open("/dev/net/tun");
         ensure!(engine == Engine::Podman || tun.is_ok(), Skip("there is no /dev/net/tun"));

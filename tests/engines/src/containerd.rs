@@ -25,15 +25,6 @@ pub const SOCKET: &str = "unix:///run/containerd/containerd.sock";
 /// The daemon's events, a line each.
 const EVENTS: &str = "/var/log/ctr.log";
 
-/// A network between each pod and its host. Unlike a bridge, it leaves nothing when the last pod goes.
-const NETWORK: &str = r#"{
-    "cniVersion": "0.4.0",
-    "name": "pods",
-    "type": "ptp",
-    "ipMasq": false,
-    "ipam": { "type": "host-local", "ranges": [[{ "subnet": "10.87.0.0/16" }]] }
-}"#;
-
 /// What crictl is to start.
 const SANDBOX: &str = "/var/tmp/sandbox.json";
 const CONTAINER: &str = "/var/tmp/container.json";
@@ -295,7 +286,8 @@ fn configure(image: &str) -> Result<()> {
             .to_owned();
     }
     fs::write("/etc/containerd/config.toml", config + &restriction()?)?;
-    Ok(fs::write("/etc/cni/net.d/10-pods.conf", NETWORK)?)
+    // A network between each pod and its host. Unlike a bridge, it leaves nothing when the last pod goes.
+    Ok(fs::write("/etc/cni/net.d/10-pods.conf", include_str!("../pods.conf"))?)
 }
 
 /// The files in `deploy/` work where they say so, and the warnings in them are true: a drop-in that

@@ -15,28 +15,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// What the commands find: the programs, an administrator's rights, and the archive $1 where
-/// `cargo xtask image` leaves it. (`cargo xtask engines` has made it by the same command.)
-const SURROUNDINGS: &str = r#"
-    exec 2>&1
-    cd "$PAUSE_PROJECT"
-    PATH=/opt/kubernetes:$PATH
-    archive=$1
-    cargo() { install -D "$archive" target/image/pause.tar; }
-    sudo() { "$@"; }
-    systemctl() { test "$*" = "restart containerd" && bash tests/engines/kubernetes/node.sh containerd; }
-"#;
-
 /// The section whose commands are run by `.ci/run`.
 const ELSEWHERE: &str = "Build without a network";
-
-/// Pushes the image in the archive $1 as another version, by its label, with the tag `next`.
-const PUSH_NEXT: &str = r#"
-    folder=$(mktemp --directory --tmpdir=/var/tmp)
-    skopeo copy --quiet "oci-archive:$1" "oci:$folder:next"
-    umoci config --image "$folder:next" --config.label org.opencontainers.image.version=next
-    skopeo copy --quiet "oci:$folder:next" docker://registry.example/infra/pause:next
-"#;
 
 /// What a pod is refused with while the registry is down. docs/troubleshooting.md quotes it.
 const UNREACHABLE: [&str; 3] = [
@@ -95,7 +75,7 @@ impl Page {
             ensure!(commands.contains(word), "{place}: no {word} in {commands}");
             commands = commands.replace(word, value);
         }
-        let job = format!("set -o pipefail\n{SURROUNDINGS}\n{commands}");
+        let job = [include_str!("../reader.sh"), &commands].concat();
         let mut bash = Command::new("bash");
         success(bash.args(["-euc", &job, "bash", &self.archive])).context(place)
     }
@@ -196,7 +176,7 @@ pub fn install(run: &Run) -> Result<()> {
     runs_on("second", IMAGE, run)?;
 
     // To the next version, and back.
-    script(PUSH_NEXT, &[&run.candidate.archive.to_string_lossy()])?;
+    script(include_str!("../push-next.sh"), &[&run.candidate.archive.to_string_lossy()])?;
     let upgrade = "Upgrade";
     let mut back = install.clone();
     let steps = [(&mut install, IMAGE, &*next, "third"), (&mut back, &next, IMAGE, "fourth")];

@@ -8,36 +8,6 @@ use std::process::Command;
 
 const QEMU: &str = "qemu-system-x86_64";
 
-/// What systemd starts instead of its usual services, which would be in the way: engines start their
-/// daemons themselves, and a process that starts late looks like one that an engine left. The output is
-/// the machine's, which is switched off afterwards.
-const UNIT: &str = "[Unit]
-Wants=dbus.socket
-After=dbus.socket
-SuccessAction=poweroff
-FailureAction=poweroff
-[Service]
-Type=oneshot
-Environment=HOME=/root LANG=C.UTF-8
-ExecStart=/bin/sh /job.sh
-StandardOutput=tty
-StandardError=tty
-TTYPath=/dev/ttyS0
-";
-
-/// Makes the disk in the folder $1, with a copy of what $2 shows.
-const MAKE: &str = r#"
-    cd "$1"
-    mkdir -p work merged
-    mount -t overlay -o lowerdir=../root,upperdir=upper,workdir=work overlay merged
-    echo "$2" | tr , '\n' | while IFS=: read -r source place; do
-        [ -n "$source" ] || continue
-        mkdir -p "merged$place"
-        mount --bind "$source" "merged$place"
-    done
-    mkfs.ext4 -q -d merged disk 12G
-"#;
-
 impl Debian {
     /// Whether virtual machines of this host run on its CPU, instead of being emulated.
     pub fn has_kvm(&self) -> Result<bool> {
@@ -56,11 +26,12 @@ impl Debian {
         fs::write(self.changed("/job.sh"), job)?;
         let units = self.changed("/etc/systemd/system");
         fs::create_dir_all(&units)?;
-        fs::write(units.join("job.service"), UNIT)?;
+        fs::write(units.join("job.service"), include_str!("job.service"))?;
 
         let run = self.folder.join("run");
         let mut make = isolated();
-        make.args(["--", "sh", "-euc", MAKE, "sh"]).arg(&run).arg(self.shown.join(","));
+        make.args(["--", "sh", "-c", include_str!("disk.sh"), "sh"]);
+        make.arg(&run).arg(self.shown.join(","));
         let status = end(&mut make)?;
         ensure!(status.success(), "cannot make a disk in {}: {status}", run.display());
 
