@@ -150,12 +150,10 @@ fn attack(arguments: &[OsString]) -> Result<()> {
 
 /// Turns root of the sandbox into one of [`ATTACKERS`].
 fn become_attacker(attacker: &OsString, attack: &Attack) -> Result<()> {
-    let kept: CapsHashSet = if attacker == "root" {
-        DOCKER_CAPABILITIES.split(' ').map(str::parse).collect::<Result<_, _>>()?
+    let mut kept = CapsHashSet::new();
+    if attacker == "root" {
+        kept = DOCKER_CAPABILITIES.split(' ').map(str::parse).collect::<Result<_, _>>()?;
     } else {
-        CapsHashSet::new()
-    };
-    if attacker != "root" {
         become_user(USER)?;
     }
     for set in [CapSet::Effective, CapSet::Permitted] {

@@ -223,10 +223,8 @@ fn enter_root_file_system(setup: &Setup) -> Result<()> {
         .context("cannot mount a tmpfs")?;
     chdir("/sys")?;
     fs::create_dir("emulator")?;
-    for (name, path) in
-        [("pause", Some(&setup.program)), ("emulator/pause", setup.emulator.as_ref())]
-    {
-        let Some(path) = path else { continue };
+    let emulator = setup.emulator.iter().map(|path| ("emulator/pause", path));
+    for (name, path) in emulator.chain([("pause", &setup.program)]) {
         fs::copy(path, name).with_context(|| format!("cannot copy {}", path.display()))?;
         fs::set_permissions(name, Permissions::from_mode(0o755))?;
     }
