@@ -67,13 +67,13 @@ helper!(
     REFUSE = |arguments| {
         let [name, errno @ ..] = arguments else { bail!("takes a call and an errno") };
         let call = calls::until_asleep(false).find(|it| name == it.name).context("no such call")?;
-        leave_child()?;
+        leave_child_until_asleep()?;
         seccomp::refuse(call.number, call.first, number(errno)? as i32)
     }
 );
 
 /// Leaves a child that exits when its parent sleeps or has ended.
-fn leave_child() -> Result<()> {
+fn leave_child_until_asleep() -> Result<()> {
     let parent = Pid::this();
     let stay = || {
         while getppid() == parent && !is_asleep(parent) {
@@ -108,7 +108,7 @@ fn check_refused_call(setup: &Setup, call: &Call, errno: i32, process: Sandbox) 
             return Ok(());
         }
         Refused::Continues => messages(setup),
-        Refused::AssumesNotInit => NOT_PID_1,
+        Refused::AssumesNotInit => WARNING_AND_STOPPED,
         Refused::Silent => "",
     };
     process.wait_until_asleep()?;
@@ -116,11 +116,11 @@ fn check_refused_call(setup: &Setup, call: &Call, errno: i32, process: Sandbox) 
     process.stops(Signal::SIGTERM, stderr)
 }
 
-const NOT_PID_1: &str = "pause: warning: not PID 1\npause: SIGTERM\n";
+const WARNING_AND_STOPPED: &str = "pause: warning: not PID 1\npause: SIGTERM\n";
 
 /// What a process prints until SIGTERM has ended it.
 fn messages(setup: &Setup) -> &'static str {
-    if setup.not_pid_1 { NOT_PID_1 } else { STOPPED }
+    if setup.not_pid_1 { WARNING_AND_STOPPED } else { STOPPED }
 }
 
 helper!(TRACE = |_| Ok(ptrace::traceme()?));

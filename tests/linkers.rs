@@ -50,7 +50,7 @@ fn missing(program: &str, package: &str) -> Option<String> {
 }
 
 #[derive(Clone, Copy)]
-enum Outcome {
+enum BuildOutcome {
     /// The file that ships.
     Same,
     /// A file that runs.
@@ -58,15 +58,15 @@ enum Outcome {
     /// No file, and an error that has this text.
     Refused(&'static str),
 }
-use Outcome::{Refused, Runs, Same};
+use BuildOutcome::{Refused, Runs, Same};
 
 struct Options {
     flags: &'static str,
-    result: Outcome,
+    result: BuildOutcome,
 }
 
-const RELOCATION: Outcome = Refused("something needs a relocation or writable memory");
-const PANIC: Outcome = Refused("undefined symbol: something_can_panic");
+const RELOCATION: BuildOutcome = Refused("something needs a relocation or writable memory");
+const PANIC: BuildOutcome = Refused("undefined symbol: something_can_panic");
 
 /// RUSTFLAGS that choose a linker, change the link, or make code of another kind.
 const OPTIONS: &[Options] = &[
@@ -97,7 +97,7 @@ const OPTIONS: &[Options] = &[
 ];
 
 /// Builds the product with RUSTFLAGS in a folder, and returns the path of the file.
-fn build(
+fn build_with(
     folder: &Path,
     flags: &str,
     configure: impl FnOnce(&mut Command) -> &mut Command,
@@ -110,9 +110,9 @@ fn build(
 }
 
 /// Builds `sources` with RUSTFLAGS and checks what becomes of it.
-fn gives(sources: &Path, flags: &str, outcome: Outcome) -> Result<()> {
+fn gives(sources: &Path, flags: &str, outcome: BuildOutcome) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let built = build(folder.path(), flags, |cargo| cargo.current_dir(sources));
+    let built = build_with(folder.path(), flags, |cargo| cargo.current_dir(sources));
     if let Refused(reason) = outcome {
         let error = built.err().context("it was built")?.to_string();
         ensure!(error.contains(reason), "{error}");
@@ -154,7 +154,7 @@ fn gives_what_ships(compiler: &str, target: &Target) -> Result<()> {
     let path = format!("{}:{}", lld.display(), env::var("PATH")?);
     let rustc = build::find_core(target.triple)?;
     let folder = tempfile::tempdir()?;
-    let built = build(folder.path(), &format!("-Clinker={compiler}"), |cargo| {
+    let built = build_with(folder.path(), &format!("-Clinker={compiler}"), |cargo| {
         cargo.args(["--target", target.triple]).env("RUSTC", rustc).env("PATH", path)
     })?;
     ensure!(fs::read(built)? == fs::read(target.build()?)?, "it made another file");
@@ -169,7 +169,7 @@ fn musl_makes_no_difference() -> Result<()> {
     let build_for = |triple| -> Result<Vec<u8>> {
         let folder = tempfile::tempdir()?;
         let target = ["--target", triple];
-        let built = build(folder.path(), "", |cargo| cargo.args(target).env("RUSTC", &rustc))?;
+        let built = build_with(folder.path(), "", |cargo| cargo.args(target).env("RUSTC", &rustc))?;
         Ok(fs::read(built)?)
     };
     ensure!(build_for(MUSL)? == build_for(TARGETS[0].triple)?, "it made another file");
@@ -180,7 +180,7 @@ fn musl_makes_no_difference() -> Result<()> {
 struct Change {
     name: &'static str,
     new: &'static str,
-    result: Outcome,
+    result: BuildOutcome,
 }
 
 /// The line of src/main.rs that is replaced.

@@ -7,7 +7,7 @@ use crate::documents;
 use crate::engine::{Driver, Engine, Lacks, PidNamespace, Pod, PodDriver, Skip, Spec, version_of};
 use crate::host;
 use crate::images::{self, Candidate};
-use crate::scenario::{Run, Scenario, Test, Tested, test_with_pods};
+use crate::scenario::{Run, Scenario, ScenarioTest, Tested, test_with_pods};
 use crate::wait::{ensure_eq, script, streams, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
@@ -75,9 +75,9 @@ impl Driver for Cli {
         Ok(format!("{} ({runtime})", version_of("podman")?))
     }
 
-    fn test(engine: Engine, scenario: Scenario) -> Option<Test<Self>> {
+    fn test(engine: Engine, scenario: Scenario) -> Option<ScenarioTest<Self>> {
         match (scenario, engine) {
-            (Scenario::Build, Engine::Docker | Engine::Podman) => Some(Box::new(Self::build)),
+            (Scenario::Build, Engine::Docker | Engine::Podman) => Some(Box::new(Self::dockerfile)),
             (Scenario::Readme, Engine::Docker) => Some(Box::new(|_, run| documents::docker(run))),
             (Scenario::HostFile, Engine::Podman | Engine::PodmanRootless) => {
                 Some(Box::new(Self::host_file))
@@ -235,7 +235,7 @@ impl Cli {
     }
 
     /// Checks that the Dockerfile builds the same program as cargo, in an image made from this machine.
-    fn build(&mut self, run: &Run) -> Result<()> {
+    fn dockerfile(&mut self, run: &Run) -> Result<()> {
         let mut import = self.client();
         import.args(["import", "--change=ENV PATH=/usr/local/rust/bin:/usr/bin"]);
         import.args(["--change=ENV CARGO_HOME=/usr/local/cargo"]);

@@ -3,7 +3,7 @@
 
 use crate::containerd::{deployed, is_ready, remove_sandboxes, restriction};
 use crate::daemon::Daemon;
-use crate::registry::{self, HOST};
+use crate::registry::{self, REGISTRY};
 use crate::scenario::Run;
 use crate::wait::{output_within, script};
 use anyhow::{Context, Result, ensure};
@@ -34,12 +34,13 @@ pub fn test(run: &Run) -> Result<()> {
     let mut registry = registry::start()?;
     crate::images::helpers()?;
     let images = project().join("tests/engines/conformance-images.sh").display().to_string();
-    script("sh \"$1\" /opt/kubernetes/pause.c \"$2\"", &[&images, HOST])?;
+    script("sh \"$1\" /opt/kubernetes/pause.c \"$2\"", &[&images, REGISTRY])?;
     let [ours, upstream] = ["infra/pause:tried", "upstream/pause:latest"];
-    let (archive, ours) = (run.candidate.archive.display().to_string(), format!("{HOST}/{ours}"));
+    let (archive, ours) =
+        (run.candidate.archive.display().to_string(), format!("{REGISTRY}/{ours}"));
     script("skopeo copy --quiet \"oci-archive:$1\" \"docker://$2\"", &[&archive, &ours])?;
 
-    let expected = critest(&format!("{HOST}/{upstream}")).context("upstream's pause")?;
+    let expected = critest(&format!("{REGISTRY}/{upstream}")).context("upstream's pause")?;
     let results = critest(&ours)?;
     for (name, result) in &results {
         let theirs = expected.get(name);

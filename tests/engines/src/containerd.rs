@@ -5,7 +5,7 @@ use crate::daemon::Daemon;
 use crate::engine::{Driver, Engine, PidNamespace, Pod, PodDriver, Skip, Spec, version_of};
 use crate::host;
 use crate::images::{ALL as EXAMPLE, Candidate};
-use crate::scenario::{Scenario, Test, test_with_pods};
+use crate::scenario::{Scenario, ScenarioTest, test_with_pods};
 use crate::wait::{ensure_eq, script, streams, success, until};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
@@ -58,7 +58,7 @@ impl Driver for Containerd {
         version_of("containerd")
     }
 
-    fn test(_: Engine, scenario: Scenario) -> Option<Test<Self>> {
+    fn test(_: Engine, scenario: Scenario) -> Option<ScenarioTest<Self>> {
         match scenario {
             Scenario::Configuration => Some(Box::new(|_, _| keeps_settings())),
             _ => test_with_pods(scenario),

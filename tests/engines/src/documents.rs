@@ -3,7 +3,7 @@
 
 use crate::containerd::{crictl, exit_code};
 use crate::images::{ALL as IMAGE, BUSYBOX};
-use crate::kubernetes::{Sandbox, kubectl, load, ready, sandbox};
+use crate::kubernetes::{PodSandbox, kubectl, load, ready, sandbox};
 use crate::registry;
 use crate::scenario::Run;
 use crate::wait::{ensure_eq, script, success, until};
@@ -92,7 +92,7 @@ fn start(pod: &str) -> Result<()> {
 }
 
 /// Waits until a pod is ready, and checks that its sandbox is on `image`.
-fn runs_on(pod: &str, image: &str, run: &Run) -> Result<Sandbox> {
+fn runs_on(pod: &str, image: &str, run: &Run) -> Result<PodSandbox> {
     ready(pod)?;
     let sandbox = sandbox(pod, run, USER)?;
     ensure_eq("the image of the sandbox", &*sandbox.image, image)?;

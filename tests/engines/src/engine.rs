@@ -1,7 +1,7 @@
 //! The engines, and the interface between them and the scenarios.
 
 use crate::images::Candidate;
-use crate::scenario::{Scenario, Test};
+use crate::scenario::{Scenario, ScenarioTest};
 use crate::wait::success;
 use anyhow::Result;
 use clap::ValueEnum;
@@ -100,7 +100,7 @@ pub trait Driver: Sized + 'static {
 
     /// What tests the engine for a scenario other than `start` and `end`, if that concerns it. The pods
     /// that are left are removed afterwards.
-    fn test(engine: Engine, scenario: Scenario) -> Option<Test<Self>>;
+    fn test(engine: Engine, scenario: Scenario) -> Option<ScenarioTest<Self>>;
 
     /// The IDs of all pods, containers and volumes.
     fn list(&self) -> Result<HashSet<String>>;

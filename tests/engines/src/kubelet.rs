@@ -6,9 +6,9 @@ use crate::engine::{Driver, Engine};
 use crate::host;
 use crate::images::Candidate;
 use crate::kubernetes::{
-    self, Kubernetes, SHARED_PID, SIGNALS, Sandbox, manifest_for, node, sandbox,
+    self, Kubernetes, PodSandbox, SHARED_PID, SIGNALS, manifest_for, node, sandbox,
 };
-use crate::scenario::{Run, Scenario, Test, pause_is_init, reaps_without_wake_up};
+use crate::scenario::{Run, Scenario, ScenarioTest, pause_is_init, reaps_without_wake_up};
 use crate::wait::{ensure_eq, script, until, until_equal};
 use anyhow::Result;
 use harness::sandbox::USER;
@@ -31,7 +31,7 @@ impl Driver for Kubelet {
         Kubernetes.version()
     }
 
-    fn test(_: Engine, scenario: Scenario) -> Option<Test<Self>> {
+    fn test(_: Engine, scenario: Scenario) -> Option<ScenarioTest<Self>> {
         match scenario {
             Scenario::Load => Some(Box::new(|_, run| kubernetes::load(run))),
             Scenario::Inside => Some(Box::new(|_, run| inside(run))),
@@ -77,14 +77,14 @@ fn pod(run: &Run) -> Result<()> {
 
 /// Has the kubelet start the pod `name` of a manifest of the project, and waits until both of its
 /// containers run. The name of the node becomes a part of the pod's.
-fn start(name: &str, manifest: &str, run: &Run) -> Result<Sandbox> {
+fn start(name: &str, manifest: &str, run: &Run) -> Result<PodSandbox> {
     fs::write(format!("{MANIFESTS}/{name}.yaml"), manifest_for(manifest, run)?)?;
     let running = || Ok(crictl(["ps", "--quiet", "--state=running"])?.lines().count());
     until_equal("the number of containers that run", running, 2)?;
     sandbox(&format!("{name}-node"), run, USER)
 }
 
-fn exec(sandbox: &Sandbox, container: &str, script: &str) -> Result<String> {
+fn exec(sandbox: &PodSandbox, container: &str, script: &str) -> Result<String> {
     let container = format!("^{container}$");
     let id = crictl(["ps", "--quiet", "--pod", &sandbox.id, "--name", &container])?;
     crictl(["exec", "--sync", &id, "sh", "-c", script])

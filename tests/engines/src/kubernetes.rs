@@ -7,7 +7,7 @@ use crate::documents;
 use crate::engine::{Driver, Engine, Skip};
 use crate::host;
 use crate::images::{self, BUSYBOX, Candidate, NGINX};
-use crate::scenario::{Run, Scenario, Test, pause_is_init, reaps, reaps_without_wake_up};
+use crate::scenario::{Run, Scenario, ScenarioTest, pause_is_init, reaps, reaps_without_wake_up};
 use crate::wait::{ensure_eq, limit, script, success, until, until_equal};
 use anyhow::{Context, Result, ensure};
 use harness::build::project;
@@ -39,7 +39,7 @@ pub struct Kubernetes;
 
 /// What a pod keeps as long as its sandbox is the same.
 #[derive(Debug, PartialEq)]
-pub struct Sandbox {
+pub struct PodSandbox {
     pub id: String,
     /// The name of its image.
     pub image: String,
@@ -61,7 +61,7 @@ impl Driver for Kubernetes {
         Ok(version.trim_start_matches("Kubernetes v").to_owned())
     }
 
-    fn test(_: Engine, scenario: Scenario) -> Option<Test<Self>> {
+    fn test(_: Engine, scenario: Scenario) -> Option<ScenarioTest<Self>> {
         let test: fn(&Run) -> Result<()> = match scenario {
             Scenario::Load => load,
             Scenario::Stop => stop,
@@ -357,7 +357,7 @@ pub fn manifest_for(path: &str, run: &Run) -> Result<String> {
 }
 
 /// Starts the pod of the example that several scenarios use.
-fn shared_pid(run: &Run) -> Result<Sandbox> {
+fn shared_pid(run: &Run) -> Result<PodSandbox> {
     apply("examples/shared-pid.yaml", "restricted", run)?;
     ready(SHARED_PID)?;
     sandbox(SHARED_PID, run, USER)
@@ -416,14 +416,14 @@ fn restarted(pod: &str, name: &str) -> Result<()> {
 }
 
 /// The sandbox of a pod, whose pause has to sleep, as `user`.
-pub fn sandbox(pod: &str, run: &Run, user: u32) -> Result<Sandbox> {
+pub fn sandbox(pod: &str, run: &Run, user: u32) -> Result<PodSandbox> {
     let id = ready_sandbox(pod)?;
     let shown = inspect("inspectp", &id)?;
     let pid = shown["info"]["pid"].as_i64().context("the sandbox has no process")? as i32;
     host::asleep(pid, &run.binary, user)?;
     let address = shown["status"]["network"]["ip"].as_str().unwrap_or_default().to_owned();
     let image = shown["info"]["image"].as_str().context("the sandbox has no image")?.to_owned();
-    Ok(Sandbox { id, image, pid, address })
+    Ok(PodSandbox { id, image, pid, address })
 }
 
 /// The ID of the only ready sandbox of a pod.

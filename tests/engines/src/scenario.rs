@@ -99,10 +99,10 @@ impl Run {
 
 /// Tests an engine, as its driver, for a scenario. The error is an
 /// [`Untested`](crate::engine::Untested) if the engine or the machine cannot do it.
-pub type Test<D> = Box<dyn Fn(&mut D, &Run) -> Result<()>>;
+pub type ScenarioTest<D> = Box<dyn Fn(&mut D, &Run) -> Result<()>>;
 
 /// What tests an engine whose pods are started here, if it is the same for all such engines.
-pub fn test_with_pods<D: PodDriver>(scenario: Scenario) -> Option<Test<D>> {
+pub fn test_with_pods<D: PodDriver>(scenario: Scenario) -> Option<ScenarioTest<D>> {
     let test: fn(Tested<D>) -> Result<()> = match scenario {
         Scenario::Load => |it| it.load(),
         Scenario::Stop => |it| it.stop(),

@@ -64,16 +64,16 @@ pub fn is_asleep(pid: Pid) -> bool {
 const PF_EXITING: u32 = 4;
 
 // Some architectures have one call for both.
-const CALLS: [i64; 2] = cfg_select! {
+const SLEEP_AND_POLL: [i64; 2] = cfg_select! {
     any(target_arch = "aarch64", target_arch = "loongarch64", target_arch = "riscv64") => {
         [libc::SYS_ppoll, libc::SYS_ppoll]
     }
     _ => [libc::SYS_pause, libc::SYS_poll],
 };
 /// The call that pause sleeps in.
-pub const SLEEPING_CALL: i64 = CALLS[0];
+pub const SLEEPING_CALL: i64 = SLEEP_AND_POLL[0];
 /// The call by which pause looks whether a message can be written.
-pub const POLL: i64 = CALLS[1];
+pub const POLL: i64 = SLEEP_AND_POLL[1];
 
 /// The call that pause sleeps in, and those that an emulator sleeps in for it.
 const SLEEPING_CALLS: [i64; 3] = [SLEEPING_CALL, libc::SYS_ppoll, libc::SYS_rt_sigsuspend];
