@@ -34,50 +34,51 @@ const TESTS: &[SetupTest] = tests![
 fn main() -> Result<ExitCode> {
     let mut trials = Trials::new();
     let setup = Setup::of(Flavor::Freestanding)?;
+    let no_sandbox = obstacle(sandbox::is_available());
     for test in TESTS {
-        add(&mut trials, &setup, test.name, test.run);
+        let run = as_pid_1_and_not(setup.clone(), test.run);
+        trials.add(format!("freestanding::{}", test.name), no_sandbox.clone(), run);
     }
     for call in calls::until_asleep(false) {
-        let name = format!("refused::{}", call.name);
-        add(&mut trials, &setup, &name, |setup| refuse_call(setup, call));
+        let run = as_pid_1_and_not(setup.clone(), |setup| refuse_call(setup, call));
+        trials.add(format!("freestanding::refused::{}", call.name), no_sandbox.clone(), run);
     }
     Ok(trials.run())
 }
 
-/// Adds a trial that runs a test with `/pause` as PID 1, and not as PID 1.
-fn add(
-    trials: &mut Trials,
-    setup: &Setup,
-    name: &str,
-    run: impl Fn(&Setup) -> Result<()> + Send + 'static,
-) {
-    let setup = setup.clone();
-    trials.add(format!("freestanding::{name}"), obstacle(sandbox::is_available()), move || {
-        [false, true].into_iter().try_for_each(|not_pid_1| {
-            let result = run(&Setup { not_pid_1, ..setup.clone() });
-            result.with_context(|| format!("not PID 1: {not_pid_1}"))
-        })
-    });
+/// Runs a test with `/pause` as PID 1, and not as PID 1.
+fn as_pid_1_and_not(
+    setup: Setup,
+    run: impl Fn(&Setup) -> Result<()>,
+) -> impl FnOnce() -> Result<()> {
+    move || {
+        run(&setup).context("as PID 1")?;
+        run(&Setup { not_pid_1: true, ..setup }).context("not as PID 1")
+    }
 }
 
 // System calls.
 
 helper!(
-    /// Leaves a child, and refuses a system call with an errno.
+    /// Refuses a system call with an errno. Leaves a child if the process is to go on.
     REFUSE = |arguments| {
         let [name, errno @ ..] = arguments else { bail!("takes a call and an errno") };
         let call = calls::until_asleep(false).find(|it| name == it.name).context("no such call")?;
-        leave_child_until_asleep()?;
+        if !matches!(call.refused, Refused::Fails(_)) {
+            leave_child()?;
+        }
         seccomp::refuse(call.number, call.first, number(errno)? as i32)
     }
 );
 
-/// Leaves a child that exits when its parent sleeps or has ended.
-fn leave_child_until_asleep() -> Result<()> {
+/// Leaves a child that lives until it is killed or its parent ends.
+fn leave_child() -> Result<()> {
     let parent = Pid::this();
     let stay = || {
-        while getppid() == parent && !is_asleep(parent) {
-            thread::yield_now();
+        set_pdeathsig(Signal::SIGKILL)?;
+        // The parent may have ended before that.
+        while getppid() == parent {
+            thread::park();
         }
         Ok(())
     };
@@ -99,7 +100,7 @@ fn check_refused_call(setup: &Setup, call: &Call, errno: i32, process: Sandbox) 
             let stat = || Process::new(process.pid.as_raw())?.stat();
             let calls = || stat().is_ok_and(|it| it.utime + it.stime > 0);
             wait_until("the process calls again and again", calls)?;
-            return process.stops(Signal::SIGTERM, messages(setup));
+            return process.stops(Signal::SIGTERM, &messages(setup));
         }
         Refused::Fails(message) => {
             let (end, stderr) = process.wait()?;
@@ -108,22 +109,28 @@ fn check_refused_call(setup: &Setup, call: &Call, errno: i32, process: Sandbox) 
             return Ok(());
         }
         Refused::Continues => messages(setup),
-        Refused::AssumesNotInit => WARNING_AND_STOPPED,
-        Refused::Silent => "",
+        Refused::AssumesNotInit => format!("{WARNING}{STOPPED}"),
+        Refused::Silent => String::new(),
     };
     process.wait_until_asleep()?;
+    for child in children(process.pid) {
+        kill(child, Signal::SIGKILL)?;
+    }
     wait_until("its child is reaped", || children(process.pid).is_empty())?;
-    process.stops(Signal::SIGTERM, stderr)
+    process.stops(Signal::SIGTERM, &stderr)
 }
-
-const WARNING_AND_STOPPED: &str = "pause: warning: not PID 1\npause: SIGTERM\n";
 
 /// What a process prints until SIGTERM has ended it.
-fn messages(setup: &Setup) -> &'static str {
-    if setup.not_pid_1 { WARNING_AND_STOPPED } else { STOPPED }
+fn messages(setup: &Setup) -> String {
+    format!("{}{STOPPED}", if setup.not_pid_1 { WARNING } else { "" })
 }
 
-helper!(TRACE = |_| Ok(ptrace::traceme()?));
+helper!(
+    TRACE_WITH_CHILD = |_| {
+        leave_child()?;
+        Ok(ptrace::traceme()?)
+    }
+);
 helper!(
     TERMINATE_PID_1 = |_| {
         ensure_inside()?;
@@ -157,7 +164,7 @@ fn makes(
     expected: Vec<(i64, Option<i32>)>,
     mut wake: impl FnMut(&Sandbox) -> Result<()>,
 ) -> Result<()> {
-    let process = start_traced(setup, &TRACE)?;
+    let process = start_traced(setup, &TRACE_WITH_CHILD)?;
     let mut made = Vec::new();
     let mut signal = None;
     // One call too many is enough to fail.
@@ -216,6 +223,7 @@ fn exits_without_exit_group(setup: &Setup) -> Result<()> {
 
 // Time.
 
+helper!(TRACE = |_| Ok(ptrace::traceme()?));
 helper!(
     TRACE_BLOCKED = |_| {
         SigSet::from(Signal::SIGTERM).thread_set_mask()?;
@@ -261,7 +269,7 @@ helper!(DIE_WITH_PARENT = |_| Ok(set_pdeathsig(Signal::SIGTERM)?));
 fn sigterm_at_the_death_of_its_parent(setup: &Setup) -> Result<()> {
     let setup_with_signal = setup.prepared(&DIE_WITH_PARENT, &[]);
     let parent = thread::spawn(move || setup_with_signal.asleep());
-    parent.join().expect("it does not panic")?.ends(0, messages(setup))
+    parent.join().expect("it does not panic")?.ends(0, &messages(setup))
 }
 
 // Tracing.

@@ -41,6 +41,7 @@ fn engines_refuses_on_the_host() -> Result<()> {
     let mut engines = Command::new(program);
     engines.args(["--image=/none", "--reference=none", "--binary=/none"]);
     if geteuid().is_root() {
+        // nobody, who owns nothing
         engines.uid(65534).gid(65534);
     }
     refuses(&mut engines, "run `cargo xtask engines`")

@@ -17,17 +17,15 @@ use std::process::{Command, ExitCode, Stdio};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-const TESTS: &[Test] = tests![
-    every_copy_of_the_version_is_the_same,
-    documents_name_tests_that_exist,
-    contract_is_tested
-];
-const SANDBOXED: &[Test] = tests![ctrl_c_ends_a_held_demo_with_0];
-
 fn main() -> ExitCode {
     let mut trials = Trials::new();
-    trials.add_all(TESTS, None);
-    trials.add_all(SANDBOXED, obstacle(sandbox::is_available()));
+    let tests: &[Test] = tests![
+        every_copy_of_the_version_is_the_same,
+        documents_name_tests_that_exist,
+        contract_is_tested
+    ];
+    trials.add_all(tests, None);
+    trials.add_all(tests![ctrl_c_ends_a_held_demo_with_0], obstacle(sandbox::is_available()));
     trials.run()
 }
 
@@ -66,7 +64,7 @@ fn every_copy_of_the_version_is_the_same() -> Result<()> {
     let heading = format!("\n## {VERSION} ");
     ensure!(read("CHANGELOG.md")?.contains(&heading), "CHANGELOG.md has no heading {heading:?}");
     let line = format!("\nversion = \"{VERSION}\"\n");
-    assert_eq!(read("Cargo.toml")?.matches(&line).count(), 1, "lines with the version");
+    ensure!(read("Cargo.toml")?.matches(&line).count() == 1, "Cargo.toml: not one line {line:?}");
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use crate::size;
 use anyhow::Result;
 use harness::build::project;
 use harness::markdown;
-use harness::target::TARGETS;
+use harness::target::{KERNELS, TARGETS};
 use indicatif::HumanCount;
 use std::fs;
 
@@ -27,10 +27,11 @@ fn platforms() -> Result<String> {
             "x86_64" => "on a real kernel and with container engines".to_owned(),
             _ => "with qemu-user".to_owned(),
         };
-        let kernels = target.kernels().map(|kernel| match kernel.page {
-            4 => kernel.name.to_owned(),
-            page => format!("{} (pages of {page} KiB)", kernel.name),
-        });
+        let kernels =
+            KERNELS.iter().filter(|it| it.arch == target.arch).map(|kernel| match kernel.page {
+                4 => kernel.name.to_owned(),
+                page => format!("{} (pages of {page} KiB)", kernel.name),
+            });
         let kernels = Vec::from_iter(kernels).join(", ");
         if !kernels.is_empty() {
             tested += &format!("; booted on {kernels}");

@@ -113,7 +113,7 @@ pub fn make(args: &Args) -> Result<(Image, PathBuf)> {
     let image = Image::new(args)?;
     let default = || build::project().join("target/image/pause.tar");
     let output = args.output.clone().unwrap_or_else(default);
-    write(&output, &image.archive, 0o666)?;
+    write(&output, &image.archive)?;
     Ok((image, output))
 }
 
@@ -330,26 +330,28 @@ fn write_binaries(directory: &Path, platforms: &[PlatformImage]) -> Result<()> {
     let parent = directory.parent().context("it is not a directory")?;
     fs::create_dir_all(parent)?;
     let mode = Permissions::from_mode(0o755);
-    let new = tempfile::Builder::new().permissions(mode).tempdir_in(parent)?;
+    let new = tempfile::Builder::new().permissions(mode.clone()).tempdir_in(parent)?;
     let mut sums = String::new();
     for PlatformImage { target, binary, .. } in platforms {
         // arm64 has no other variant.
         let platform = target.platform.trim_end_matches("/v8").replace('/', "-");
         let name = format!("pause-{platform}");
-        write(&new.path().join(&name), binary, 0o777)?;
+        let path = new.path().join(&name);
+        write(&path, binary)?;
+        fs::set_permissions(path, mode.clone())?;
         sums += &format!("{}  {name}\n", sha256(binary).trim_start_matches("sha256:"));
     }
-    write(&new.path().join("SHA256SUMS"), sums.as_bytes(), 0o666)?;
+    write(&new.path().join("SHA256SUMS"), sums.as_bytes())?;
     // This replaces an empty directory, and fails if there is something in it.
     Ok(fs::rename(new.path(), directory)?)
 }
 
-/// Writes a file as a whole or not at all, and creates its directory. The umask limits its mode.
-pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+/// Writes a file as a whole or not at all, and creates its directory.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || -> Result<()> {
         let directory = path.parent().context("it is not a file")?;
         fs::create_dir_all(directory)?;
-        let mode = Permissions::from_mode(mode);
+        let mode = Permissions::from_mode(0o666);
         let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(directory)?;
         file.write_all(bytes)?;
         file.persist(path)?;

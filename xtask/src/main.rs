@@ -44,7 +44,7 @@ fn main() {
         Task::Docs => docs::run(),
         Task::Engines(args) => engines::run(&args),
         Task::Image(args) => image::run(&args),
-        Task::Size(args) => size::run(&args),
+        Task::Size(args) => size::table(&args).map(|table| println!("{table}")),
         Task::Stress(args) => stress::run(&args),
         Task::Verify(args) => verify::run(&args),
     };

@@ -5,12 +5,6 @@ use anyhow::{Result, ensure};
 use harness::markdown;
 use indicatif::HumanCount;
 
-/// Prints the sizes.
-pub fn run(selection: &Selection) -> Result<()> {
-    println!("{}", table(selection)?);
-    Ok(())
-}
-
 /// Builds the image and returns its sizes. Fails if one is over its budget.
 pub fn table(selection: &Selection) -> Result<String> {
     let image = Image::new(&Args { selection: selection.clone(), ..Args::default() })?;

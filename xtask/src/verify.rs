@@ -26,7 +26,7 @@ pub fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     let ours = build::project().join("target/image/verify.tar");
-    write(&ours, &image.archive, 0o666)?;
+    write(&ours, &image.archive)?;
     bail!(
         "{name} is not what these sources make; diffoscope can explain how it differs from {}",
         ours.display()

@@ -104,7 +104,7 @@ kubelet)
   stop kubelet
   if [[ -e kube-apiserver.pid ]]; then
     kubelet "${@:2}" --kubeconfig "$config"
-    # Only now, for of an earlier one the API server believes for a while that it is ready.
+    # After the health check, because the API server still takes the node of the kubelet before for ready.
     answers kubelet kubectl wait --for condition=Ready --timeout 1s node/node
   else
     kubelet "${@:2}"
@@ -137,7 +137,7 @@ ip route add default dev node
 ip link add pods type bridge
 
 # Of version 1 of control groups, containerd and gVisor's shim look for the hierarchy that systemd keeps.
-# The other engines, which run before, would expect systemd behind it. An earlier node has left it.
+# The other engines, which run before, would expect systemd behind it. It is there if a node has run before.
 if grep --quiet :name=systemd: /proc/self/cgroup && [[ ! -e /sys/fs/cgroup/systemd ]]; then
   mkdir /sys/fs/cgroup/systemd
   mount --types cgroup --options none,name=systemd cgroup /sys/fs/cgroup/systemd

@@ -66,7 +66,7 @@ pub fn surroundings() -> Result<HashSet<String>> {
     Ok(found.lines().map(str::to_owned).collect())
 }
 
-/// Waits until nothing of what counts is there but what was there `before`.
+/// Waits until everything that is there, as far as it counts, was there `before`.
 pub fn is_as_before(
     before: &HashSet<String>,
     now: impl Fn() -> Result<HashSet<String>>,

@@ -10,7 +10,7 @@ use crate::kubernetes::{
 };
 use crate::scenario::{Run, Scenario, ScenarioTest, pause_is_init, reaps_without_wake_up};
 use crate::wait::{ensure_eq, script, until, until_equal};
-use anyhow::Result;
+use anyhow::{Context, Result};
 use harness::sandbox::USER;
 use std::collections::HashSet;
 use std::fs;
@@ -47,9 +47,11 @@ impl Driver for Kubelet {
     fn remove_all(&self) -> Result<()> {
         script("rm -f \"$1\"/*", &[MANIFESTS])?;
         let ready = || crictl(["pods", "--quiet", "--state=ready"]);
-        until_equal("the pods that the kubelet has not stopped", ready, String::new())?;
+        until_equal("the list of pods that still run", ready, String::new())?;
         // The kubelet itself does it once a minute, and a call fails while it is at it.
-        until("the sandboxes are removed", || Ok(remove_sandboxes(SOCKET).ok()))
+        let mut last = None;
+        let removed = || Ok(remove_sandboxes(SOCKET).map_err(|error| last = Some(error)).ok());
+        until("the sandboxes are removed", removed).with_context(|| format!("{last:?}"))
     }
 
     fn end(self) -> Result<()> {

@@ -42,7 +42,7 @@ impl Matrix {
     fn wants(&self, engine: Engine, scenario: Scenario) -> bool {
         // They need a system that no other engine has used, so they have to be named.
         let is_apart = [Engine::Kubernetes, Engine::Kubelet].contains(&engine);
-        let is_named = self.filter.iter().any(|part| part.starts_with(&engine.to_string()));
+        let is_named = self.filter.iter().any(|part| part.starts_with("kube"));
         let name = format!("{engine}::{scenario}");
         let is_in = self.filter.is_empty() || self.filter.iter().any(|part| name.contains(part));
         is_in && (is_named || !is_apart)
@@ -107,12 +107,13 @@ impl Matrix {
                 ("in part", reasons.collect())
             }
             Err(error) => {
-                let result = match error.downcast_ref() {
-                    Some(Skip(_)) if !self.required.contains(&engine) => "skipped",
-                    Some(Lacks(_)) => "n/a",
-                    _ => FAILED,
+                let (result, prefix) = match error.downcast_ref() {
+                    Some(Skip(_)) if self.required.contains(&engine) => (FAILED, "required, but "),
+                    Some(Skip(_)) => ("skipped", ""),
+                    Some(Lacks(_)) => ("n/a", ""),
+                    None => (FAILED, "FAILED: "),
                 };
-                (result, vec![format!("{error:#}")])
+                (result, vec![format!("{prefix}{error:#}")])
             }
         };
         println!("{result} ({:.1} s)", start.elapsed().as_secs_f64());

@@ -335,7 +335,7 @@ impl Sandbox {
     /// Runs `helper` inside to its end and returns its stdout. Fails with its stderr.
     pub fn run(&self, helper: &'static Helper, arguments: &[&str]) -> Result<String> {
         // Files, because a process that the helper leaves behind would keep pipes open.
-        let file = |name| memfd_create(name, MFdFlags::empty()).map(File::from);
+        let file = |name| memfd_create(name, MFdFlags::MFD_CLOEXEC).map(File::from);
         let (mut stdout, mut stderr) = (file(c"stdout")?, file(c"stderr")?);
         let mut command = self.command(helper);
         command.args(arguments).stdout(stdout.try_clone()?).stderr(stderr.try_clone()?);

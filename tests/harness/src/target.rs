@@ -15,7 +15,7 @@ pub struct Target {
     pub platform: &'static str,
 }
 
-/// A kernel of Debian's that the program is booted on.
+/// A kernel of Debian's.
 pub struct Kernel {
     /// `target_arch` in Rust.
     pub arch: &'static str,
@@ -50,7 +50,8 @@ const fn target(triple: &'static str, arch: &'static str, platform: &'static str
     Target { triple, arch, platform }
 }
 
-const KERNELS: &[Kernel] = &[
+/// Every kernel that it is booted on.
+pub const KERNELS: &[Kernel] = &[
     Kernel { arch: "x86_64", name: "bullseye/cloud-amd64", page: 4 },
     Kernel { arch: "x86_64", name: "bookworm/cloud-amd64", page: 4 },
     Kernel { arch: "x86_64", name: "trixie/cloud-amd64", page: 4 },
@@ -66,11 +67,6 @@ impl Target {
     /// Whether this machine runs its programs itself.
     pub fn is_native(&self) -> bool {
         self.arch == env::consts::ARCH
-    }
-
-    /// The kernels that it is booted on.
-    pub fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
-        KERNELS.iter().filter(|kernel| kernel.arch == self.arch)
     }
 
     /// Its architecture in the names of qemu's programs.

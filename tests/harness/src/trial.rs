@@ -40,7 +40,9 @@ impl Trials {
                 _ if HAS_FAILED.load(Relaxed) && is_set("PAUSE_FAIL_FAST") => {
                     return Ok(Completion::ignored_with("another trial failed"));
                 }
-                Some(reason) if !no_skip() => return Ok(Completion::ignored_with(reason)),
+                Some(reason) if !is_set("PAUSE_NO_SKIP") => {
+                    return Ok(Completion::ignored_with(reason));
+                }
                 Some(reason) => Err(anyhow!(reason)),
                 None => run(),
             };
@@ -69,11 +71,6 @@ static HAS_FAILED: AtomicBool = AtomicBool::new(false);
 /// The error of a check, in a line, as the obstacle of the trials that depend on it.
 pub fn obstacle<T>(result: Result<T>) -> Option<String> {
     result.err().map(|error| format!("{error:#}"))
-}
-
-/// Whether nothing may be skipped: with `PAUSE_NO_SKIP=1`, as in CI.
-pub fn no_skip() -> bool {
-    is_set("PAUSE_NO_SKIP")
 }
 
 fn is_set(variable: &str) -> bool {
