@@ -9,6 +9,7 @@ use caps::{CapSet, CapsHashSet};
 use harness::build::Flavor;
 use harness::helper;
 use harness::helper::spawn;
+use harness::orphans::sleep_on;
 use harness::proc::{state, wait_until, wake_ups};
 use harness::sandbox::{self, STOPPED, Setup, USER, become_user, ensure_inside};
 use harness::trial::{Trials, obstacle};
@@ -21,13 +22,13 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
 use procfs::process::Process;
 use std::ffi::OsString;
+use std::fs;
 use std::io::{self, ErrorKind, Write};
 use std::mem::zeroed;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::ptr::null_mut;
-use std::{fs, thread};
 
 struct Attack {
     /// First part of the trials' names.
@@ -131,7 +132,7 @@ fn attack(arguments: &[OsString]) -> Result<()> {
     ensure_inside()?;
     become_attacker(attacker, attack)?;
 
-    let control = spawn(be_unprotected)?;
+    let control = spawn(sleep_on)?;
     wait_until("the unprotected process sleeps", || state(control) == Some('S'))?;
     (attack.run)(control).context("the attack fails on an unprotected process")?;
     if attack.outcome != Denied {
@@ -172,13 +173,6 @@ fn become_attacker(attacker: &OsString, attack: &Attack) -> Result<()> {
         fs::write("/proc/self/uid_map", format!("0 {USER} 1"))?;
     }
     Ok(())
-}
-
-/// Sleeps as PID 1 does, but without any protection.
-fn be_unprotected() -> Result<()> {
-    loop {
-        thread::park();
-    }
 }
 
 /// `ptrace_may_access` decides here as for its memory, descriptors and environment. (Yama, which an

@@ -13,7 +13,7 @@ use harness::orphans::{
     CLONED_ORPHANS, ORPHANS, SIMULTANEOUS_ORPHANS, STOPPED_ORPHANS, THREADED_ORPHANS,
     TRACED_ORPHANS, ZOMBIES, abandon,
 };
-use harness::proc::{anonymous, children, is_asleep, state, wait_until, wake_ups};
+use harness::proc::{anonymous, children, context_switches, is_asleep, state, wait_until};
 use harness::sandbox::{self, IGNORED, STOPPED, Sandbox, Setup, SetupTest, WARNING};
 use harness::seccomp::refuse;
 use harness::target::TARGETS;
@@ -81,7 +81,7 @@ const VARIED: &[SetupTest] = &[
     test("empty_argv_is_no_argument", |it| inherits(it, &EMPTY_ARGV)),
     // `tests/faults.rs` refuses the other system calls as well.
     test("refused_disposition_is_fatal", |it| {
-        it.prepared(&REFUSE_SIGTERM, &[]).start()?.ends(1, "pause: cannot handle SIGTERM\n")
+        it.prepared(&REFUSE_SIGTERM).start()?.ends(1, "pause: cannot handle SIGTERM\n")
     }),
 ];
 
@@ -164,10 +164,10 @@ fn sleeps_reaps_and_stops(sandbox: Sandbox) -> Result<()> {
 
 /// Runs a helper that makes orphans: none is left, and PID 1 has not been woken for any of them.
 fn reaps(sandbox: &Sandbox, helper: &'static Helper, number: &str) -> Result<()> {
-    let before = wake_ups(sandbox.pid)?;
+    let before = context_switches(sandbox.pid)?;
     sandbox.run(helper, &[number])?;
     no_child_is_left(sandbox)?;
-    let after = wake_ups(sandbox.pid)?;
+    let after = context_switches(sandbox.pid)?;
     ensure!(before == after, "it was woken: {before:?}, then {after:?}");
     Ok(())
 }
@@ -184,7 +184,7 @@ fn survives(setup: &Setup, helper: &'static Helper, number: &str) -> Result<()> 
 
 /// Checks a PID 1 that inherits what `helper` leaves to it.
 fn inherits(setup: &Setup, helper: &'static Helper) -> Result<()> {
-    sleeps_reaps_and_stops(setup.prepared(helper, &[]).asleep()?)
+    sleeps_reaps_and_stops(setup.prepared(helper).asleep()?)
 }
 
 // Signals.
@@ -193,7 +193,7 @@ fn inherits(setup: &Setup, helper: &'static Helper) -> Result<()> {
 fn ctrl_c_exits_with_0(setup: &Setup) -> Result<()> {
     let terminal = openpty(None, None)?;
     let sandbox =
-        Setup { stdout: stream(terminal.slave), ..setup.prepared(&TAKE_TERMINAL, &[]) }.asleep()?;
+        Setup { stdout: stream(terminal.slave), ..setup.prepared(&TAKE_TERMINAL) }.asleep()?;
     unistd::write(&terminal.master, b"\x03")?;
     sandbox.ends(0, SIGINT_MESSAGE)
 }
@@ -254,7 +254,7 @@ helper!(REFUSE_SIGTERM = |_| refuse(libc::SYS_rt_sigaction, Some(libc::SIGTERM),
 
 /// (No helper can join these mounts: it would not find /proc. But there are children to reap.)
 fn starts_from_memfd_in_empty_root(setup: &Setup) -> Result<()> {
-    let sandbox = setup.prepared(&MEMFD_IN_EMPTY_ROOT, &[]).asleep()?;
+    let sandbox = setup.prepared(&MEMFD_IN_EMPTY_ROOT).asleep()?;
     no_child_is_left(&sandbox)?;
     sandbox.stops(Signal::SIGTERM, STOPPED)
 }
@@ -289,7 +289,7 @@ fn become_memfd(_: &[OsString]) -> Result<()> {
 /// Leaks copies of a pipe. Reading from it ends when the last copy is closed.
 fn closes_leaked(setup: &Setup, leak: &'static Helper) -> Result<()> {
     let (mut reader, writer) = io::pipe()?;
-    let sandbox = Setup { stdout: stream(writer), ..setup.prepared(leak, &[]) }.asleep()?;
+    let sandbox = Setup { stdout: stream(writer), ..setup.prepared(leak) }.asleep()?;
     fcntl(&reader, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     ensure!(reader.read(&mut [0]).is_ok_and(|read| read == 0), "a descriptor is still open");
     sleeps_reaps_and_stops(sandbox)
@@ -353,11 +353,7 @@ fn unusable_standard_streams_are_tolerated(setup: &Setup) -> Result<()> {
             let setup = Setup { stdout: stream.clone(), stderr: stream.clone(), ..setup.clone() };
             setup.asleep().and_then(|it| it.stops(Signal::SIGTERM, "")).context(name)?;
         }
-        setup
-            .prepared(&CLOSE_STREAMS, &[])
-            .asleep()?
-            .stops(Signal::SIGTERM, "")
-            .context("closed")?;
+        setup.prepared(&CLOSE_STREAMS).asleep()?.stops(Signal::SIGTERM, "").context("closed")?;
     }
     Ok(())
 }
@@ -389,7 +385,7 @@ fn not_pid_1_dies_of_other_signals(setup: &Setup) -> Result<()> {
 
 fn not_pid_1_is_subreaper(setup: &Setup) -> Result<()> {
     let (reader, writer) = io::pipe()?;
-    let setup = Setup { not_pid_1: true, ..setup.prepared(&LEAVE_CHILD, &[]) };
+    let setup = Setup { not_pid_1: true, ..setup.prepared(&LEAVE_CHILD) };
     let sandbox = Setup { stdout: stream(writer), ..setup }.asleep()?;
     let mut parent = String::new();
     BufReader::new(reader).read_line(&mut parent)?;
@@ -452,11 +448,11 @@ fn failed_write_to_stdout_exits_with_1(setup: &Setup) -> Result<()> {
         let mut file = tempfile::tempfile()?;
         file.write_all(&[b'.'; 507])?;
         for stdout in unwritable()?.into_iter().chain([stream(file)]) {
-            let setup = Setup { stdout, ..setup.prepared(&LIMIT_FILES, &[]) };
+            let setup = Setup { stdout, ..setup.prepared(&LIMIT_FILES) };
             setup.start()?.ends(1, CANNOT_WRITE)?;
         }
-        setup.prepared(&CLOSE_STDOUT, &[]).start()?.ends(1, CANNOT_WRITE)?;
-        setup.prepared(&CLOSE_STREAMS, &[]).start()?.ends(1, "")?;
+        setup.prepared(&CLOSE_STDOUT).start()?.ends(1, CANNOT_WRITE)?;
+        setup.prepared(&CLOSE_STREAMS).start()?.ends(1, "")?;
     }
     Ok(())
 }

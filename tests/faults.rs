@@ -87,7 +87,9 @@ fn leave_child() -> Result<()> {
 
 fn refuse_call(setup: &Setup, call: &'static Call) -> Result<()> {
     (1..=libc::EHWPOISON).try_for_each(|errno| {
-        let process = setup.prepared(&REFUSE, &[call.name, &errno.to_string()]).start()?;
+        let arguments = vec![call.name.into(), errno.to_string().into()];
+        let preparation = Some((REFUSE.name.to_owned(), arguments));
+        let process = Setup { preparation, ..setup.clone() }.start()?;
         check_refused_call(setup, call, errno, process)
             .with_context(|| io::Error::from_raw_os_error(errno).to_string())
     })
@@ -213,7 +215,7 @@ helper!(
 /// The process ends in any case.
 fn exits_without_exit_group(setup: &Setup) -> Result<()> {
     for (refuse, expected) in [(&REFUSE_EXIT_GROUP, Ok(0)), (&REFUSE_BOTH_EXITS, Err(TRAP))] {
-        let process = setup.prepared(refuse, &[]).asleep()?;
+        let process = setup.prepared(refuse).asleep()?;
         process.signal(Signal::SIGTERM)?;
         let (end, stderr) = process.wait()?;
         ensure!(end == expected && stderr == messages(setup), "{end:?}, {stderr:?}");
@@ -267,7 +269,7 @@ helper!(DIE_WITH_PARENT = |_| Ok(set_pdeathsig(Signal::SIGTERM)?));
 /// The parent-death signal, which the kernel sends in the name of the parent, ends it. The parent is a
 /// thread to the kernel, the one that has started it.
 fn sigterm_at_the_death_of_its_parent(setup: &Setup) -> Result<()> {
-    let setup_with_signal = setup.prepared(&DIE_WITH_PARENT, &[]);
+    let setup_with_signal = setup.prepared(&DIE_WITH_PARENT);
     let parent = thread::spawn(move || setup_with_signal.asleep());
     parent.join().expect("it does not panic")?.ends(0, &messages(setup))
 }
@@ -276,7 +278,7 @@ fn sigterm_at_the_death_of_its_parent(setup: &Setup) -> Result<()> {
 
 /// Starts a process that ptrace(2) has stopped before its first instruction.
 fn start_traced(setup: &Setup, preparation: &Helper) -> Result<Sandbox> {
-    let process = setup.prepared(preparation, &[]).start()?;
+    let process = setup.prepared(preparation).start()?;
     let stopped = WaitStatus::PtraceEvent(process.pid, Signal::SIGTRAP, 0);
     wait_until("exec has stopped the process", || process.status() == stopped)?;
     ptrace::setoptions(process.pid, Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL)?;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use harness::build::{self, Flavor};
 use harness::helper;
 use harness::orphans::ORPHANS;
-use harness::proc::{children, resident, wait_until, wake_ups};
+use harness::proc::{children, context_switches, resident, wait_until};
 use harness::sandbox::{STOPPED, Sandbox, Setup};
 use indicatif::HumanCount;
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -64,10 +64,10 @@ pub fn run(args: &Args) -> Result<()> {
     let container = start_container(&pod)?;
     println!("container A  is restarted: B fetches {:?}", pod.run(&FETCH, &[])?);
 
-    let before = wake_ups(pod.pid)?;
+    let before = context_switches(pod.pid)?;
     pod.run(&ORPHANS, &[&args.orphans.to_string()])?;
     wait_until("no orphan is left", || children(pod.pid).is_empty())?;
-    ensure!(wake_ups(pod.pid)? == before, "PID 1 was woken");
+    ensure!(context_switches(pod.pid)? == before, "PID 1 was woken");
     println!("orphans      {} exited: 0 zombies, 0 wake-ups of PID 1", HumanCount(args.orphans));
     if args.hold {
         hold(&pod)?;

@@ -5,7 +5,7 @@ use harness::build::Flavor;
 use harness::helper;
 use harness::helper::Helper;
 use harness::orphans::{ORPHANS, SIMULTANEOUS_ORPHANS, THREADED_ORPHANS, ZOMBIES};
-use harness::proc::{children, is_asleep, resident, wait_until, wake_ups};
+use harness::proc::{children, context_switches, is_asleep, resident, wait_until};
 use harness::sandbox::{STOPPED, Setup, ensure_inside};
 use indicatif::{HumanCount, HumanDuration, ProgressBar};
 use nix::errno::Errno;
@@ -40,7 +40,7 @@ helper!(
 /// its memory has not grown. At the end, SIGTERM has to stop it.
 pub fn run(args: &Args) -> Result<()> {
     let pod = Setup::of(Flavor::Freestanding)?.asleep()?;
-    let (wake_ups_before, kib) = (wake_ups(pod.pid)?, resident(pod.pid)?);
+    let (switches_before, kib) = (context_switches(pod.pid)?, resident(pod.pid)?);
     let bar = ProgressBar::new(args.orphans);
     while bar.position() < args.orphans {
         let mut running = Vec::new();
@@ -57,7 +57,7 @@ pub fn run(args: &Args) -> Result<()> {
 
         wait_until("no orphan or zombie is left", || children(pod.pid).is_empty())?;
         ensure!(is_asleep(pod.pid), "PID 1 does not sleep");
-        ensure!(wake_ups(pod.pid)? == wake_ups_before, "PID 1 was woken");
+        ensure!(context_switches(pod.pid)? == switches_before, "PID 1 was woken");
         let kib_now = resident(pod.pid)?;
         ensure!(kib_now == kib, "the memory of PID 1 was {kib} KiB and is {kib_now} KiB");
     }

@@ -6,7 +6,7 @@ use crate::images::{self, BUSYBOX, Candidate};
 use crate::wait::{ensure_eq, until, until_equal};
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
-use harness::proc::{state, wake_ups};
+use harness::proc::{context_switches, state};
 use harness::sandbox::{IGNORED, STOPPED, USER, WARNING};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -328,7 +328,7 @@ pub fn reaps(shell: &impl Fn(&str) -> Result<String>) -> Result<()> {
 /// Orphans leave no zombie, and pause, which the host knows as `pid`, is not woken for them.
 pub fn reaps_without_wake_up(pid: i32, shell: &impl Fn(&str) -> Result<String>) -> Result<()> {
     let pid = Pid::from_raw(pid);
-    let before = wake_ups(pid)?;
+    let before = context_switches(pid)?;
     reaps(shell)?;
-    ensure_eq("how often pause was woken", wake_ups(pid)?, before)
+    ensure_eq("the context switches of pause", context_switches(pid)?, before)
 }

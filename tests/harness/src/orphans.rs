@@ -71,7 +71,7 @@ fn succeeds(child: Pid) -> Result<()> {
 }
 
 /// Sleeps until a signal ends it.
-fn sleep_on() -> Result<()> {
+pub fn sleep_on() -> Result<()> {
     loop {
         pause();
     }

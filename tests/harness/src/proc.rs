@@ -94,6 +94,12 @@ pub fn wake_ups(pid: Pid) -> Result<u64> {
     status.voluntary_ctxt_switches.context("/proc/PID/status does not count them")
 }
 
+/// Times that the process has gone to sleep or was interrupted: none while it sleeps.
+pub fn context_switches(pid: Pid) -> Result<u64> {
+    let interruptions = Process::new(pid.as_raw())?.status()?.nonvoluntary_ctxt_switches;
+    Ok(wake_ups(pid)? + interruptions.context("/proc/PID/status does not count them")?)
+}
+
 /// Memory of the process that is in RAM, in KiB.
 pub fn resident(pid: Pid) -> Result<u64> {
     sum_of(pid, "Rss")

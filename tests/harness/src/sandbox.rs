@@ -91,9 +91,8 @@ impl Setup {
     }
 
     /// The same with a helper that runs in the process before it becomes `/pause`.
-    pub fn prepared(&self, helper: &Helper, arguments: &[&str]) -> Self {
-        let arguments = arguments.iter().map(OsString::from).collect();
-        Setup { preparation: Some((helper.name.to_owned(), arguments)), ..self.clone() }
+    pub fn prepared(&self, helper: &Helper) -> Self {
+        Setup { preparation: Some((helper.name.to_owned(), Vec::new())), ..self.clone() }
     }
 
     /// Starts the sandbox and waits until `/pause` sleeps in it.
